@@ -1,0 +1,62 @@
+"""Packaging of transvw-tf2: `pip install .` or `pip install -e '.[dev]'`."""
+
+import glob
+import os
+
+import setuptools
+
+_ROOT = os.path.dirname(os.path.abspath(__file__))
+
+
+def _gin_data_files():
+  """Returns the gin files as data files under share/transvw_tf2/gin."""
+  folders = {}
+  for path in sorted(glob.glob('gin/**/*.gin', root_dir=_ROOT, recursive=True)):
+    folder = os.path.join('share', 'transvw_tf2', os.path.dirname(path))
+    folders.setdefault(folder, []).append(path)
+  return sorted(folders.items())
+
+
+with open(os.path.join(_ROOT, 'README.md'), encoding='utf-8') as readme:
+  _LONG_DESCRIPTION = readme.read()
+
+setuptools.setup(
+  name='transvw-tf2',
+  version='0.1.0',
+  description=(
+    'Transferable Visual Words for TensorFlow 2: self-supervised pre-training'
+    ' on chest CT'
+  ),
+  long_description=_LONG_DESCRIPTION,
+  long_description_content_type='text/markdown',
+  license='Apache-2.0',
+  python_requires='>=3.11',
+  packages=setuptools.find_packages(include=['transvw_tf2*', 'beam_jobs*']),
+  package_data={'beam_jobs': ['*/README.md', '*/*.bib', '*/*.txt']},
+  data_files=_gin_data_files(),
+  install_requires=[
+    'absl-py>=2.1',
+    'apache-beam>=2.70',
+    'gin-config>=0.5',
+    'importlib_resources>=6.0',  # tfds fails to start without it
+    'matplotlib>=3.8',
+    'mlcroissant>=1.0',  # tfds fails to start without it
+    'numpy>=1.26',
+    'pyarrow>=14',
+    'scikit-learn>=1.4',
+    'scipy>=1.11',
+    'SimpleITK>=2.3',
+    'tensorflow>=2.19',
+    'tensorboard>=2.19',
+    'tensorflow-datasets>=4.9.9',
+    'threadpoolctl>=3.2',
+    'tqdm>=4.66',
+  ],
+  extras_require={
+    'cuda': ['tensorflow[and-cuda]>=2.19'],
+    'serve': ['kserve>=0.15'],
+    'torch': ['torch>=2.4'],
+    # dill is what tfds.testing imports.
+    'dev': ['dill>=0.3.9', 'pytest>=8.0', 'ruff>=0.8'],
+  },
+)

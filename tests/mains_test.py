@@ -1,0 +1,81 @@
+"""Mains end with one line and an exit code; each runs in its own process."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+_MAIN = """
+from transvw_tf2 import errors
+from transvw_tf2 import mains
+from transvw_tf2.scans import luna16
+from transvw_tf2.scans import reader
+
+def main(argv):
+  {body}
+
+mains.run(main)
+"""
+
+
+def _run(body, *arguments):
+  return subprocess.run(
+    [sys.executable, '-c', _MAIN.format(body=body), *arguments],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    check=False,
+  )
+
+
+@pytest.mark.parametrize(
+  ('body', 'line'),
+  [
+    ("raise errors.UserError('a is 1,\\n wanted 2')", 'a is 1, wanted 2'),
+    ("raise reader.ScanError('not_3d', 'x.npy')", 'not_3d: x.npy'),
+    ("raise luna16.LayoutError('no subset')", 'no subset'),
+  ],
+)
+def test_expected_errors_are_one_line(body, line):
+  done = _run(body)
+  assert done.returncode == 1
+  assert done.stderr == f'error: {line}\n'
+  assert done.stdout == ''
+
+
+def test_a_defect_keeps_its_traceback():
+  done = _run("raise KeyError('lost')")
+  assert done.returncode != 0
+  assert 'Traceback' in done.stderr
+  assert "KeyError: 'lost'" in done.stderr
+
+
+def test_success_and_arguments():
+  done = _run('print(argv[1:])', 'one', 'two')
+  assert (done.returncode, done.stdout) == (0, "['one', 'two']\n")
+  assert _run('return 3').returncode == 3
+
+
+def test_unknown_flags_are_named():
+  done = _run('pass', '--no_such_flag=1')
+  assert done.returncode == 1
+  assert "Unknown command line flag 'no_such_flag'" in done.stderr
+  assert 'Traceback' not in done.stderr
+
+
+def test_wrong_flags_of_a_job_are_one_line():
+  main = _MAIN.replace('mains.run(main)', 'mains.run(main, known_only=True)')
+  main = 'from absl import flags\nflags.DEFINE_integer("n", 1, "")\n' + main
+  done = subprocess.run(
+    [sys.executable, '-c', main.format(body='print(argv[1:])'), '--n=three'],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    check=False,
+  )
+  assert done.returncode == 1
+  assert done.stderr.startswith('error: ') and '--n=three' in done.stderr
+  assert 'Traceback' not in done.stderr

@@ -1,0 +1,63 @@
+"""Runs a main: what a user can put right becomes one line, not a traceback."""
+
+from collections.abc import Callable
+import sys
+
+from absl import app
+from absl import flags
+from absl import logging
+
+from transvw_tf2 import errors
+
+
+def _expected_errors() -> tuple[type[Exception], ...]:
+  # Imported late: the scan packages are not needed where no scan is read.
+  from transvw_tf2.scans import luna16
+  from transvw_tf2.scans import reader
+
+  return errors.UserError, reader.ScanError, luna16.LayoutError
+
+
+def _is_for_users(record) -> bool:
+  """Leaves out what TFDS tells its own developers, a line per feature."""
+  own = 'tensorflow_datasets' in record.pathname
+  return not own or record.levelno > logging.converter.absl_to_standard(
+    logging.WARNING
+  )
+
+
+def run(
+  main: Callable[[list[str]], int | None], *, known_only: bool = False
+) -> None:
+  """Runs `main` under absl.app.run and exits.
+
+  Prints `error: ...` on one line of stderr and exits with code 1 when `main`
+  raises errors.UserError, reader.ScanError or luna16.LayoutError; any other
+  exception is a defect and keeps its traceback.
+
+  Args:
+    main: takes the arguments that are not flags, argv[0] first; what it
+      returns is the exit code (None is 0).
+    known_only: leave flags that are not defined in argv, for a main that hands
+      them on (to Beam) and checks them itself.
+  """
+
+  def guarded(argv):
+    try:
+      return main(argv)
+    except _expected_errors() as error:
+      print('error:', ' '.join(str(error).split()), file=sys.stderr)
+      return 1
+
+  flags.FLAGS.set_default('verbosity', logging.WARNING)
+  logging.get_absl_logger().addFilter(_is_for_users)
+  app.run(guarded, **({'flags_parser': _parse_known} if known_only else {}))
+
+
+def _parse_known(argv):
+  # absl's own parser turns a wrong flag into a line, but takes only known ones.
+  try:
+    return flags.FLAGS(argv, known_only=True)
+  except flags.Error as error:
+    print('error:', ' '.join(str(error).split()), file=sys.stderr)
+    sys.exit(1)
