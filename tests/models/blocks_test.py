@@ -1,0 +1,225 @@
+"""Blocks against SciPy and NumPy, and fused against plain upsampling."""
+
+import keras
+import numpy as np
+import pytest
+from scipy import ndimage
+import tensorflow as tf
+
+from transvw_tf2.models import blocks
+
+
+def _convolve(inputs, kernel):
+  """3x3x3 'same' cross-correlation of (X, Y, Z, in) with SciPy."""
+  channels_in, channels_out = kernel.shape[3:]
+  outputs = np.zeros((*inputs.shape[:3], channels_out))
+  for i in range(channels_in):
+    for o in range(channels_out):
+      outputs[..., o] += ndimage.correlate(
+        inputs[..., i].astype(np.float64),
+        kernel[..., i, o].astype(np.float64),
+        mode='constant',
+      )
+  return outputs
+
+
+def _randomize(layer, seed=0):
+  """Gives every weight a random value, variances positive."""
+  rng = np.random.default_rng(seed)
+  for variable in layer.weights:
+    variable.assign(rng.uniform(0.1, 0.9, variable.shape) - 0.3)
+    if 'moving_variance' in variable.path:
+      variable.assign(rng.uniform(0.5, 2, variable.shape))
+
+
+def _normalize(convolved, block):
+  gamma, beta, mean, variance = (
+    variable.numpy() for variable in block.batch_norm.weights
+  )
+  normalized = (convolved - mean) / np.sqrt(variance + 1e-3) * gamma + beta
+  return np.maximum(normalized, 0)
+
+
+def _up_level(**kwargs):
+  level = blocks.UpLevel(filters=3, number=8, **kwargs)
+  level.build((None, 2, 3, 2, 4), (None, 4, 6, 4, 2))
+  _randomize(level)
+  return level
+
+
+def _features(seed=1):
+  rng = np.random.default_rng(seed)
+  inputs = rng.normal(size=(2, 2, 3, 2, 4)).astype(np.float32)
+  skip = rng.normal(size=(2, 4, 6, 4, 2)).astype(np.float32)
+  return inputs, skip
+
+
+def test_conv_block_equals_scipy():
+  block = blocks.ConvBlock(filters=3, number=0)
+  block.build((None, None, None, None, 2))
+  _randomize(block)
+  cubes = np.random.default_rng(2).normal(size=(2, 4, 5, 3, 2))
+  got = block(cubes.astype(np.float32), training=False).numpy()
+  kernel, bias = (variable.numpy() for variable in block.conv.weights)
+  want = np.stack([_convolve(cube, kernel) + bias for cube in cubes])
+  assert got.shape == (2, 4, 5, 3, 3)
+  np.testing.assert_allclose(got, _normalize(want, block), atol=1e-5)
+
+
+def test_conv_block_in_training_normalizes_the_batch():
+  block = blocks.ConvBlock(filters=2, number=0)
+  cubes = np.random.default_rng(3).normal(size=(3, 4, 4, 4, 1))
+  block(cubes.astype(np.float32), training=True)
+  convolved = block.conv(cubes.astype(np.float32)).numpy()
+  axes = (0, 1, 2, 3)
+  np.testing.assert_allclose(
+    block.batch_norm.moving_mean.numpy(),
+    0.01 * convolved.mean(axes),
+    atol=1e-6,
+  )
+  np.testing.assert_allclose(
+    block.batch_norm.moving_variance.numpy(),
+    0.99 + 0.01 * convolved.var(axes),
+    rtol=1e-5,
+  )
+
+
+def test_conv_block_initial_weights():
+  block = blocks.ConvBlock(filters=32, number=0)
+  block.build((None, None, None, None, 16))
+  kernel, bias = (variable.numpy() for variable in block.conv.weights)
+  limit = np.sqrt(6 / (27 * (16 + 32)))  # Glorot uniform
+  assert np.abs(kernel).max() <= limit
+  np.testing.assert_allclose(kernel.std(), limit / np.sqrt(3), rtol=0.03)
+  assert not bias.any()
+
+
+def test_conv_block_names():
+  block = blocks.ConvBlock(filters=1, number=5)
+  names = [block.conv.name, block.batch_norm.name, block.relu.name]
+  assert names == ['depth_5_conv', 'depth_5_bn', 'depth_5_relu']
+
+
+@pytest.mark.parametrize('fused', [False, True])
+@pytest.mark.parametrize('skip_connections', [False, True])
+def test_up_level_equals_numpy(fused, skip_connections):
+  level = _up_level(fused_upsampling=fused, skip_connections=skip_connections)
+  inputs, skip = _features()
+  got = level(inputs, skip, training=False).numpy()
+  up = inputs.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
+  # [up, skip]: the order of the official weights.
+  want = np.concatenate([up, skip], axis=-1) if skip_connections else up
+  for block in (level.first, level.second):
+    kernel, bias = (variable.numpy() for variable in block.conv.weights)
+    want = np.stack([_convolve(cube, kernel) + bias for cube in want])
+    want = _normalize(want, block)
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_transposed_up_level_equals_numpy():
+  level = _up_level(upsampling='transposed', skip_connections=False)
+  inputs, skip = _features()
+  kernel, bias = (variable.numpy() for variable in level.up.weights)
+  assert kernel.shape == (2, 2, 2, 4, 4)
+  want = np.zeros((2, 4, 6, 4, 4))
+  for x in range(2):
+    for y in range(2):
+      for z in range(2):
+        # Keras stores a transposed kernel as (k, k, k, out, in).
+        want[:, x::2, y::2, z::2] = inputs @ kernel[x, y, z].T + bias
+  np.testing.assert_allclose(level.up(inputs).numpy(), want, atol=1e-5)
+  assert level(inputs, skip).shape == (2, 4, 6, 4, 3)
+
+
+@pytest.mark.parametrize('skip_connections', [False, True])
+def test_fused_gradients_equal_plain(skip_connections):
+  inputs, skip = _features()
+  results = []
+  for fused in (False, True):
+    level = _up_level(fused_upsampling=fused, skip_connections=skip_connections)
+    sources = [tf.constant(inputs), tf.constant(skip)]
+    with tf.GradientTape() as tape:
+      tape.watch(sources)
+      loss = tf.reduce_sum(tf.square(level(*sources, training=True)))
+    variables = [v.value for v in level.trainable_variables]
+    wanted = sources[: 1 + skip_connections] + variables
+    results.append(tape.gradient(loss, wanted))
+  plain, fused = results
+  assert len(plain) == 9 + skip_connections
+  for want, got in zip(plain, fused, strict=True):
+    scale = np.abs(want).max() + 1
+    np.testing.assert_allclose(got / scale, want / scale, atol=2e-5)
+
+
+def test_fused_equals_plain_in_mixed_precision():
+  inputs, skip = _features()
+  outputs = [
+    _up_level(fused_upsampling=fused, dtype='mixed_bfloat16')(inputs, skip)
+    for fused in (False, True)
+  ]
+  plain, fused = (np.asarray(tf.cast(out, tf.float32)) for out in outputs)
+  assert outputs[1].dtype == tf.bfloat16
+  np.testing.assert_allclose(fused, plain, atol=0.05 * plain.max())
+
+
+@pytest.mark.parametrize('fused', [False, True])
+def test_up_level_inside_dataset_map(fused):
+  level = _up_level(fused_upsampling=fused)
+  inputs, skip = _features()
+  want = level(inputs, skip).numpy()
+  dataset = tf.data.Dataset.from_tensors((inputs, skip)).map(level)
+  got = next(iter(dataset)).numpy()
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+def test_double_kernel_along_one_axis():
+  kernel = np.zeros((3, 3, 3, 1, 1), np.float32)
+  kernel[:, 1, 1, 0, 0] = [1, 10, 100]
+  got = blocks.double_kernel(keras.ops.convert_to_tensor(kernel)).numpy()
+  assert got.shape == (4, 4, 4, 1, 1)
+  # A centre weight reaches both copies of a voxel, places 1 and 2.
+  np.testing.assert_array_equal(got[:, 1, 2, 0, 0], [100, 110, 11, 1])
+  assert got.sum() == 8 * kernel.sum()
+
+
+def test_layers_come_back_from_their_config():
+  for layer in (
+    blocks.ConvBlock(3, 5, synchronized_batch_norm=True),
+    blocks.UpLevel(3, 8, False, 'nearest', True),
+  ):
+    config = keras.saving.serialize_keras_object(layer)
+    copy = keras.saving.deserialize_keras_object(config)
+    assert type(copy) is type(layer)
+    assert copy.get_config() == layer.get_config()
+
+
+def test_synchronized_batch_norm_is_passed_on():
+  assert not blocks.ConvBlock(1, 0).batch_norm.synchronized
+  block = blocks.ConvBlock(1, 0, synchronized_batch_norm=True)
+  assert block.batch_norm.synchronized
+
+
+@pytest.mark.parametrize(
+  ('settings', 'message'),
+  [
+    ({'upsampling': 'cubic'}, "upsampling is 'cubic', wanted one of"),
+    (
+      {'upsampling': 'transposed', 'fused_upsampling': True},
+      "fused_upsampling is set with upsampling 'transposed'",
+    ),
+  ],
+)
+def test_up_level_refuses_settings(settings, message):
+  with pytest.raises(ValueError, match=message):
+    blocks.UpLevel(filters=1, number=0, **settings)
+
+
+@pytest.mark.parametrize('value', [0, -1, 1.5, True, '3'])
+def test_check_positive_refuses(value):
+  with pytest.raises(ValueError, match=r'filters is .*, wanted an integer'):
+    blocks.check_positive(filters=value)
+
+
+def test_weight_layers_wants_a_built_model():
+  with pytest.raises(ValueError, match='wanted a built model'):
+    blocks.weight_layers(blocks.ConvBlock(1, 0))

@@ -1,0 +1,61 @@
+"""3D networks; the builders here are what gin files configure.
+
+`models.build_visual_word_net(num_words)` is `visual_word_net` in gin and
+`models.build_unet3d()` is `unet3d`; the plain names are the modules.
+"""
+
+import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+
+import gin
+
+from transvw_tf2.models import blocks
+from transvw_tf2.models import unet3d
+from transvw_tf2.models import visual_word_net
+
+
+@gin.configurable('visual_word_net', module='models')
+def build_visual_word_net(
+  num_words: int,
+  base_filters: int = 32,
+  depth: int = 4,
+  head_filters: int = 512,
+  head_units: int = 1024,
+  skip_connections: bool = True,
+  upsampling: str = blocks.NEAREST,
+  fused_upsampling: bool = False,
+  synchronized_batch_norm: bool = False,
+) -> visual_word_net.VisualWordNet:
+  """Returns a Y-Net; num_words comes from the data set, never from gin."""
+  return visual_word_net.VisualWordNet(
+    num_words=num_words,
+    base_filters=base_filters,
+    depth=depth,
+    head_filters=head_filters,
+    head_units=head_units,
+    skip_connections=skip_connections,
+    upsampling=upsampling,
+    fused_upsampling=fused_upsampling,
+    synchronized_batch_norm=synchronized_batch_norm,
+  )
+
+
+@gin.configurable('unet3d', module='models')
+def build_unet3d(
+  base_filters: int = 32,
+  depth: int = 4,
+  skip_connections: bool = True,
+  upsampling: str = blocks.NEAREST,
+  fused_upsampling: bool = False,
+  synchronized_batch_norm: bool = False,
+  output_channels: int = 1,
+) -> unet3d.UNet3D:
+  """Returns a U-Net; skip_connections=False gives the paper's "V-Net"."""
+  return unet3d.UNet3D(
+    base_filters=base_filters,
+    depth=depth,
+    skip_connections=skip_connections,
+    upsampling=upsampling,
+    fused_upsampling=fused_upsampling,
+    synchronized_batch_norm=synchronized_batch_norm,
+    output_channels=output_channels,
+  )

@@ -1,0 +1,311 @@
+"""Parts of the 3D networks: convolution block, upsampling and shape checks.
+
+All tensors are channels_last, (batch, x, y, z, channels): channels_first
+convolutions do not exist on CPU.
+"""
+
+import keras
+
+_PACKAGE = 'transvw_tf2'
+
+NEAREST = 'nearest'
+TRANSPOSED = 'transposed'
+UPSAMPLINGS = (NEAREST, TRANSPOSED)
+
+
+def check_cubes_shape(shape, depth: int, channels: int = 1) -> None:
+  """Checks the shape of a batch of cubes; unknown (None) sides pass.
+
+  Args:
+    shape: shape of the cubes, wanted (batch, x, y, z, channels).
+    depth: levels of the network, so depth - 1 poolings by 2.
+    channels: channels wanted.
+
+  Raises:
+    ValueError: wrong rank or channels, or a side that the poolings cannot
+      halve without rest.
+  """
+  shape = tuple(shape)
+  factor = 2 ** (depth - 1)
+  sides_fit = len(shape) == 5 and all(
+    side is None or (side > 0 and side % factor == 0) for side in shape[1:4]
+  )
+  if not sides_fit or shape[4] not in (None, channels):
+    raise ValueError(
+      f'cubes have shape {shape}, wanted (batch, x, y, z, {channels}) with x, '
+      f'y and z multiples of {factor} (depth {depth}): crop or pad the cubes'
+    )
+
+
+def check_positive(**settings) -> None:
+  """Raises ValueError unless every setting is an integer of at least 1."""
+  for name, value in settings.items():
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+      raise ValueError(
+        f'{name} is {value!r}, wanted an integer of at least 1: change {name}'
+      )
+
+
+def check_upsampling(upsampling: str, fused_upsampling: bool) -> None:
+  """Raises ValueError for settings of the decoder that do not exist."""
+  if upsampling not in UPSAMPLINGS:
+    raise ValueError(
+      f'upsampling is {upsampling!r}, wanted one of {UPSAMPLINGS}'
+    )
+  if fused_upsampling and upsampling != NEAREST:
+    raise ValueError(
+      f'fused_upsampling is set with upsampling {upsampling!r}, wanted '
+      f'{NEAREST!r}: a transposed convolution has nothing to fuse'
+    )
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class ConvBlock(keras.layers.Layer):
+  """3x3x3 convolution with bias, batch normalisation and ReLU.
+
+  The parts are named depth_{number}_conv, _bn and _relu, as in the official
+  weights.
+  """
+
+  def __init__(
+    self,
+    filters: int,
+    number: int,
+    synchronized_batch_norm: bool = False,
+    **kwargs,
+  ):
+    """Initialises the block.
+
+    Args:
+      filters: channels out.
+      number: the n of the names depth_{n}_conv, depth_{n}_bn, depth_{n}_relu.
+      synchronized_batch_norm: whether batch statistics span all replicas; not
+        possible inside a jit-compiled function.
+      **kwargs: passed to keras.layers.Layer.
+    """
+    kwargs.setdefault('name', f'depth_{number}')
+    super().__init__(**kwargs)
+    check_positive(filters=filters)
+    self.filters = filters
+    self.number = number
+    self.synchronized_batch_norm = synchronized_batch_norm
+    self.conv = keras.layers.Conv3D(
+      filters,
+      3,
+      padding='same',
+      data_format='channels_last',
+      dtype=self.dtype_policy,
+      name=f'depth_{number}_conv',
+    )
+    self.batch_norm = keras.layers.BatchNormalization(
+      momentum=0.99,
+      epsilon=1e-3,
+      synchronized=synchronized_batch_norm,
+      dtype=self.dtype_policy,
+      name=f'depth_{number}_bn',
+    )
+    self.relu = keras.layers.ReLU(
+      dtype=self.dtype_policy, name=f'depth_{number}_relu'
+    )
+
+  def build(self, input_shape):
+    self.conv.build(input_shape)
+    self.batch_norm.build((*input_shape[:-1], self.filters))
+
+  def call(self, inputs, training=None):
+    """Maps float (B, X, Y, Z, channels) to float (B, X, Y, Z, filters)."""
+    return self.normalize(self.conv(inputs), training=training)
+
+  def normalize(self, convolved, training=None):
+    """Applies what follows the convolution, (B, X, Y, Z, filters)."""
+    return self.relu(self.batch_norm(convolved, training=training))
+
+  def compute_output_shape(self, input_shape):
+    return (*input_shape[:-1], self.filters)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      'filters': self.filters,
+      'number': self.number,
+      'synchronized_batch_norm': self.synchronized_batch_norm,
+    }
+
+
+def double_kernel(kernel):
+  """Returns the transposed kernel that upsamples by 2 and convolves at once.
+
+  Nearest upsampling by 2 followed by a 3x3x3 convolution equals one transposed
+  convolution with stride 2: an input voxel reaches each output voxel through
+  all kernel places that lie on its two copies per axis. Along one axis
+  (w0, w1, w2) becomes (w2, w1 + w2, w0 + w1, w0).
+
+  Args:
+    kernel: float (3, 3, 3, in, out), of the convolution.
+
+  Returns:
+    float (4, 4, 4, out, in), for a transposed convolution, padding 'same'.
+  """
+  kernel = keras.ops.flip(keras.ops.swapaxes(kernel, 3, 4), axis=(0, 1, 2))
+  for axis in range(3):
+    before = [(0, 0)] * 5
+    after = [(0, 0)] * 5
+    before[axis] = (1, 0)
+    after[axis] = (0, 1)
+    kernel = keras.ops.pad(kernel, before) + keras.ops.pad(kernel, after)
+  return kernel
+
+
+@keras.saving.register_keras_serializable(package=_PACKAGE)
+class UpLevel(keras.layers.Layer):
+  """Level of the decoder: upsample by 2, concatenate [up, skip], two blocks.
+
+  The weights are the same whether `fused_upsampling` is on or off.
+  """
+
+  def __init__(
+    self,
+    filters: int,
+    number: int,
+    skip_connections: bool = True,
+    upsampling: str = NEAREST,
+    fused_upsampling: bool = False,
+    synchronized_batch_norm: bool = False,
+    **kwargs,
+  ):
+    """Initialises the level.
+
+    Args:
+      filters: channels of both blocks.
+      number: number of the first block; the second has the next.
+      skip_connections: whether the skip is concatenated, or ignored.
+      upsampling: 'nearest', or 'transposed' for a 2x2x2 transposed convolution
+        with stride 2 and bias, as many channels out as in.
+      fused_upsampling: whether nearest upsampling and the first convolution
+        run as one transposed convolution plus one convolution of the skip.
+      synchronized_batch_norm: see ConvBlock.
+      **kwargs: passed to keras.layers.Layer.
+    """
+    kwargs.setdefault('name', f'up_level_{number}')
+    super().__init__(**kwargs)
+    check_upsampling(upsampling, fused_upsampling)
+    self.filters = filters
+    self.number = number
+    self.skip_connections = skip_connections
+    self.upsampling = upsampling
+    self.fused_upsampling = fused_upsampling
+    self.synchronized_batch_norm = synchronized_batch_norm
+    self.up = None  # made in build, for its channels are those that come in
+    if upsampling == NEAREST:
+      self.up = keras.layers.UpSampling3D(
+        2,
+        data_format='channels_last',
+        dtype=self.dtype_policy,
+        name=f'depth_{number}_up',
+      )
+    self.first = ConvBlock(
+      filters, number, synchronized_batch_norm, dtype=self.dtype_policy
+    )
+    self.second = ConvBlock(
+      filters, number + 1, synchronized_batch_norm, dtype=self.dtype_policy
+    )
+
+  def build(self, inputs_shape, skip_shape):
+    channels = inputs_shape[-1]
+    if self.upsampling == TRANSPOSED:
+      self.up = keras.layers.Conv3DTranspose(
+        channels,
+        2,
+        strides=2,
+        data_format='channels_last',
+        dtype=self.dtype_policy,
+        name=f'depth_{self.number}_up',
+      )
+    self.up.build(inputs_shape)
+    joined = channels + (skip_shape[-1] if self.skip_connections else 0)
+    self.first.build((*skip_shape[:-1], joined))
+    self.second.build((*skip_shape[:-1], self.filters))
+
+  def call(self, inputs, skip, training=None):
+    """Returns the features of this level.
+
+    Args:
+      inputs: float (B, X/2, Y/2, Z/2, channels), of the level below.
+      skip: float (B, X, Y, Z, skip channels), of the encoder.
+      training: whether batch statistics are used.
+
+    Returns:
+      float (B, X, Y, Z, filters).
+    """
+    if self.fused_upsampling:
+      convolved = self._fused_convolution(inputs, skip)
+      outputs = self.first.normalize(convolved, training=training)
+    else:
+      joined = self.up(inputs)
+      if self.skip_connections:
+        joined = keras.ops.concatenate([joined, skip], axis=-1)
+      outputs = self.first(joined, training=training)
+    return self.second(outputs, training=training)
+
+  def _fused_convolution(self, inputs, skip):
+    """Upsamples, joins and convolves without the upsampled or joined array."""
+    channels = inputs.shape[-1]
+    # The layer casts its variables only inside its own call.
+    kernel = keras.ops.cast(self.first.conv.kernel, self.compute_dtype)
+    bias = keras.ops.cast(self.first.conv.bias, self.compute_dtype)
+    convolved = keras.ops.conv_transpose(
+      inputs,
+      double_kernel(kernel[:, :, :, :channels]),
+      strides=2,
+      padding='same',
+      data_format='channels_last',
+    )
+    if self.skip_connections:
+      convolved += keras.ops.conv(
+        skip,
+        kernel[:, :, :, channels:],
+        padding='same',
+        data_format='channels_last',
+      )
+    return convolved + bias
+
+  def compute_output_shape(self, inputs_shape, skip_shape):
+    return (*skip_shape[:-1], self.filters)
+
+  def get_config(self):
+    return {
+      **super().get_config(),
+      'filters': self.filters,
+      'number': self.number,
+      'skip_connections': self.skip_connections,
+      'upsampling': self.upsampling,
+      'fused_upsampling': self.fused_upsampling,
+      'synchronized_batch_norm': self.synchronized_batch_norm,
+    }
+
+
+def weight_layers(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
+  """Returns the layers of `model` that hold weights themselves, by name.
+
+  Names are those of the official weights: depth_{n}_conv, depth_{n}_bn,
+  final_conv, cls_fc, cls_output, and depth_{n}_up where it has weights.
+
+  Raises:
+    ValueError: the model is not built, or two such layers share a name.
+  """
+  if not model.built:
+    raise ValueError(
+      f'model {model.name!r} has no weights yet, wanted a built model: '
+      'call it once on a batch, or build it'
+    )
+  found = {}
+  for layer in model._flatten_layers(include_self=False):
+    has_children = bool(layer._layers)
+    if layer.weights and not has_children:
+      if layer.name in found:
+        raise ValueError(
+          f'two layers of {model.name!r} are named {layer.name!r}, wanted '
+          'different names: rename one'
+        )
+      found[layer.name] = layer
+  return found
