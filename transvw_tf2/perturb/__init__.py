@@ -1,0 +1,1 @@
+"""Perturbations of cubes for the restoration task."""
