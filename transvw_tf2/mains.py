@@ -46,7 +46,9 @@ def run(
     try:
       return main(argv)
     except _expected_errors() as error:
-      print('error:', ' '.join(str(error).split()), file=sys.stderr)
+      # Gin appends where it was called from, on lines of its own.
+      text = str(error).partition('\n  In call to configurable')[0]
+      print('error:', ' '.join(text.split()), file=sys.stderr)
       return 1
 
   flags.FLAGS.set_default('verbosity', logging.WARNING)

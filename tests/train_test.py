@@ -1,0 +1,95 @@
+"""`python -m transvw_tf2.train` from the outside."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from tests.training import tiny_data
+from transvw_tf2.training import reports
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+
+
+@pytest.fixture(name='data_dir', scope='module')
+def _data_dir(tmp_path_factory):
+  return tiny_data.write(tmp_path_factory.mktemp('tiny_data'))
+
+
+def _train(workdir, data_dir, *arguments):
+  return subprocess.run(
+    [
+      *(sys.executable, '-m', 'transvw_tf2.train'),
+      '--gin_file=gin/runs/quickstart.gin',
+      *(f'--gin_param={binding}' for binding in tiny_data.GIN),
+      *('--gin_param=train.batch_size = 4', '--gin_param=train.epochs = 2'),
+      f'--data={data_dir}',
+      f'--workdir={workdir}',
+      *arguments,
+    ],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    check=False,
+  )
+
+
+def test_two_replicas_equal_one(data_dir, tmp_path):
+  """The same global batch on one and on two logical CPUs."""
+  rows = []
+  for devices in ('cpu:1', 'cpu:2'):
+    done = _train(tmp_path / devices, data_dir, f'--devices={devices}')
+    assert done.returncode == 0, done.stderr
+    assert '2 epochs in' in done.stdout
+    rows.append(reports.read_history(str(tmp_path / devices)))
+  for one, two in zip(*rows, strict=True):
+    for name in set(one) - {'cubes_per_second', 'train/accuracy'}:
+      assert two[name] == pytest.approx(one[name], rel=2e-3), name
+  config = (tmp_path / 'cpu:1' / 'operative_config.gin').read_text()
+  assert 'train.batch_size = 4' in config
+  assert 'visual_word_net.base_filters = 2' in config
+
+
+def test_compiled_replicas_stay_together(data_dir, tmp_path):
+  done = _train(
+    tmp_path,
+    data_dir,
+    '--devices=cpu:2',
+    '--gin_param=train.jit_compile = True',
+  )
+  assert done.returncode == 0, done.stderr
+  first, last = reports.read_history(str(tmp_path))
+  assert last['train/loss'] < first['train/loss']
+
+
+@pytest.mark.parametrize(
+  ('argument', 'line'),
+  [
+    ('--gin_param=train.no_such = 1', 'no_such'),
+    ('--gin_param=train.batch_size = 3', 'multiple of the 2 replicas'),
+    ('--data=/no/such/folder', 'does not exist'),
+    ('--gin_file=gin/runs/no.gin', 'gin/runs/no.gin does not exist'),
+  ],
+)
+def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line):
+  workdir = tmp_path / 'run'
+  done = _train(workdir, data_dir, '--devices=cpu:2', argument)
+  assert done.returncode == 1
+  assert done.stderr.splitlines()[-1].startswith('error: ')
+  assert line in done.stderr.splitlines()[-1]
+  assert 'Traceback' not in done.stderr
+  assert not workdir.exists()
+
+
+def test_missing_workdir_is_one_clear_line():
+  done = subprocess.run(
+    [sys.executable, '-m', 'transvw_tf2.train', '--gin_file=x.gin'],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    check=False,
+  )
+  assert done.returncode != 0
+  assert '--workdir' in done.stderr
+  assert 'Traceback' not in done.stderr

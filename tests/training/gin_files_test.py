@@ -1,0 +1,56 @@
+"""Gin files: looked up in two places, and strict."""
+
+import os
+
+import gin
+import pytest
+
+from transvw_tf2 import errors
+from transvw_tf2.training import gin_files
+from transvw_tf2.training import loop
+from transvw_tf2.training import tasks
+
+
+@pytest.fixture(autouse=True)
+def _clean():
+  yield
+  gin.clear_config()
+
+
+@pytest.mark.parametrize('run', ['pretrain', 'quickstart'])
+def test_published_runs_parse_from_anywhere(run, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  gin_files.parse([f'gin/runs/{run}.gin'], ['train.seed = 7'])
+  settings = loop.Settings()
+  assert settings.seed == 7
+  assert isinstance(settings.task(), tasks.Pretrain)
+  assert settings.schedule().patience.patience == 20
+
+
+def test_the_working_directory_comes_first(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  os.makedirs('gin/runs')
+  with open('gin/runs/pretrain.gin', 'w', encoding='utf-8') as file:
+    file.write('train.epochs = 3')
+  gin_files.parse(['gin/runs/pretrain.gin'])
+  assert loop.Settings().epochs == 3
+
+
+@pytest.mark.parametrize(
+  ('parameter', 'named'),
+  [
+    ('nothing.x = 1', 'nothing'),
+    ('train.no_such_setting = 1', 'no_such_setting'),
+    ('train.seed =', 'train.seed ='),
+    ('train.task = @NoTask', 'NoTask'),
+  ],
+)
+def test_unknown_names_are_named(parameter, named):
+  with pytest.raises(errors.UserError, match='gin, in') as raised:
+    gin_files.parse([], [parameter])
+  assert named in str(raised.value)
+
+
+def test_missing_file_is_one_line():
+  with pytest.raises(errors.UserError, match=r'no\.gin does not exist'):
+    gin_files.parse(['no.gin'])

@@ -1,0 +1,232 @@
+"""The whole loop in seconds: it learns, resumes exactly, and refuses."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.training import tiny_data
+from transvw_tf2 import errors
+from transvw_tf2.training import checkpoints
+from transvw_tf2.training import devices
+from transvw_tf2.training import loop
+from transvw_tf2.training import reports
+from transvw_tf2.training import schedules
+
+
+@pytest.fixture(name='strategy', scope='module')
+def _strategy():
+  return tf.distribute.MirroredStrategy(['/cpu:0'])
+
+
+def _train(workdir, strategy, data_dir, **settings):
+  return loop.train(
+    str(workdir), strategy, tiny_data.make_settings(data_dir, **settings)
+  )
+
+
+def _weights(workdir, which='latest'):
+  model, _ = checkpoints.load_model(str(workdir), which)
+  return [variable.numpy() for variable in model.variables]
+
+
+def _assert_equal(one, other):
+  for first, second in zip(one, other, strict=True):
+    np.testing.assert_array_equal(first, second)
+
+
+@pytest.fixture(name='run', scope='module')
+def _run(tmp_path_factory, strategy, data_dir):
+  """A run of three epochs that nothing disturbed."""
+  workdir = tmp_path_factory.mktemp('run')
+  return workdir, _train(workdir, strategy, data_dir, epochs=3)
+
+
+def test_history(run):
+  workdir, rows = run
+  assert [row['epoch'] for row in rows] == [1, 2, 3]
+  assert reports.read_history(str(workdir)) == rows
+  for split in ('train', 'validation'):
+    for name in ('loss', 'mse', 'cross_entropy', 'accuracy', 'perturbed_mse'):
+      assert np.isfinite(rows[0][f'{split}/{name}'])
+    # loss = MSE + 0.01 * cross-entropy
+    assert rows[0][f'{split}/loss'] == pytest.approx(
+      rows[0][f'{split}/mse'] + 0.01 * rows[0][f'{split}/cross_entropy'],
+      rel=1e-5,
+    )
+  # Validation cubes are perturbed alike in every epoch, training ones anew.
+  perturbed = {row['validation/perturbed_mse'] for row in rows}
+  assert len(perturbed) == 1
+  assert len({row['train/perturbed_mse'] for row in rows}) == 3
+
+
+def test_files_of_a_run(run):
+  workdir, _ = run
+  assert sorted(os.listdir(workdir)) == [
+    'checkpoints',
+    'history.csv',
+    'model.json',
+    'operative_config.gin',
+    'tensorboard',
+  ]
+  (events,) = os.listdir(workdir / 'tensorboard')
+  tags = set()
+  for event in tf.compat.v1.train.summary_iterator(
+    str(workdir / 'tensorboard' / events)
+  ):
+    tags |= {value.tag for value in event.summary.value}
+  assert {'train/loss', 'validation/mse', 'slices'} <= tags
+
+
+def test_best_is_the_epoch_with_the_lowest_validation_loss(run):
+  workdir, rows = run
+  losses = [row['validation/loss'] for row in rows]
+  _, metadata = checkpoints.load_model(str(workdir), 'best')
+  assert metadata['epoch'] == 1 + int(np.argmin(losses))
+  assert metadata['val_loss'] == min(losses)
+  assert metadata['words'] == list(tiny_data.WORDS)
+  assert checkpoints.load_model(str(workdir), 'latest')[1]['epoch'] == 3
+
+
+def test_same_seed_same_weights(run, tmp_path, strategy, data_dir):
+  again = _train(tmp_path / 'again', strategy, data_dir, epochs=3)
+  _assert_equal(_weights(tmp_path / 'again'), _weights(run[0]))
+  assert [row['validation/loss'] for row in again] == [
+    row['validation/loss'] for row in run[1]
+  ]
+  _train(tmp_path / 'other', strategy, data_dir, epochs=1, seed=2)
+  other = _weights(tmp_path / 'other')
+  assert not np.array_equal(other[0], _weights(run[0])[0])
+
+
+def test_resumes_after_an_epoch(run, tmp_path, strategy, data_dir):
+  _train(tmp_path, strategy, data_dir, epochs=1)
+  rows = _train(tmp_path, strategy, data_dir, epochs=3)
+  _assert_equal(_weights(tmp_path), _weights(run[0]))
+  for row, want in zip(rows, run[1], strict=True):
+    for name in set(want) - {'cubes_per_second'}:
+      assert row[name] == want[name], name
+
+
+def test_resumes_within_an_epoch(
+  run, tmp_path, strategy, data_dir, monkeypatch
+):
+  """Stopped in step 3 of epoch 2, after a checkpoint in step 2."""
+  real = loop.step_lib.Steps
+  count = {'steps': 0}
+
+  class _Stops(real):
+    def __init__(self, **kwargs):
+      super().__init__(**kwargs)
+      train = self.train
+
+      def stop_in_time(*args):
+        count['steps'] += 1
+        if count['steps'] == 4 + 3:
+          raise KeyboardInterrupt
+        return train(*args)
+
+      self.train = stop_in_time
+
+  monkeypatch.setattr(loop.step_lib, 'Steps', _Stops)
+  with pytest.raises(KeyboardInterrupt):
+    _train(tmp_path, strategy, data_dir, epochs=3, checkpoint_steps=2)
+  monkeypatch.setattr(loop.step_lib, 'Steps', real)
+  rows = _train(tmp_path, strategy, data_dir, epochs=3, checkpoint_steps=2)
+  _assert_equal(_weights(tmp_path), _weights(run[0]))
+  # The means of the epoch are those of all its steps.
+  for row, want in zip(rows, run[1], strict=True):
+    assert row['train/loss'] == pytest.approx(want['train/loss'], rel=1e-9)
+
+
+def test_a_finished_run_stays_as_it_is(run, strategy, data_dir):
+  workdir, rows = run
+  before = _weights(workdir)
+  assert _train(workdir, strategy, data_dir, epochs=3) == rows
+  _assert_equal(_weights(workdir), before)
+
+
+def test_early_stopping_and_plateau(tmp_path, strategy, data_dir):
+  rows = _train(
+    tmp_path,
+    strategy,
+    data_dir,
+    epochs=20,
+    learning_rate=1e-9,  # nothing improves by min_delta
+    schedule=lambda: schedules.ReduceOnPlateau(
+      patience=1, min_learning_rate=1e-12
+    ),
+    early_stopping=lambda: schedules.EarlyStopping(patience=3, min_delta=0.1),
+  )
+  assert len(rows) == 4
+  rates = [row['learning_rate'] for row in rows]
+  assert rates[0] == rates[1] == pytest.approx(1e-9)
+  assert rates[2] == pytest.approx(5e-10)
+  assert len(_train(tmp_path, strategy, data_dir, epochs=20)) == 4
+
+
+def test_it_learns(tmp_path, strategy, data_dir):
+  rows = _train(
+    tmp_path, strategy, data_dir, epochs=25, learning_rate=1e-2, batch_size=6
+  )
+  assert rows[-1]['train/loss'] < 0.3 * rows[0]['train/loss']
+  assert rows[-1]['train/accuracy'] > 0.6  # chance is 1/3
+
+
+def test_a_cut_checkpoint_falls_back_to_the_one_before(
+  run, tmp_path, strategy, data_dir, caplog
+):
+  _train(tmp_path, strategy, data_dir, epochs=2)
+  paths = tf.train.get_checkpoint_state(
+    str(tmp_path / 'checkpoints' / 'latest')
+  ).all_model_checkpoint_paths
+  with open(paths[-1] + '.data-00000-of-00001', 'r+b') as file:
+    file.truncate(100)
+  _train(tmp_path, strategy, data_dir, epochs=3)
+  assert 'trying the one before' in caplog.text
+  _assert_equal(_weights(tmp_path), _weights(run[0]))
+
+
+def test_another_run_in_the_workdir_is_refused(run, strategy, data_dir):
+  workdir, _ = run
+  before = _weights(workdir)
+  for settings, named in (
+    ({'seed': 5}, 'another seed: 1, now 5'),
+    ({'batch_size': 6}, 'another batch_size: 4, now 6'),
+  ):
+    with pytest.raises(errors.UserError, match=named):
+      _train(workdir, strategy, data_dir, epochs=4, **settings)
+  _assert_equal(_weights(workdir), before)
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, strategy, data_dir):
+  _train(tmp_path, strategy, data_dir, epochs=1)
+  before = _weights(tmp_path)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(
+      tiny_data.AddNoise, 'call', lambda self, cubes, seeds: cubes * np.nan
+    )
+    with pytest.raises(errors.UserError, match='not finite in epoch 2'):
+      _train(tmp_path, strategy, data_dir, epochs=2)
+  _assert_equal(_weights(tmp_path), before)
+  assert len(_train(tmp_path, strategy, data_dir, epochs=2)) == 2
+
+
+def test_settings_are_checked(tmp_path, strategy, data_dir):
+  with pytest.raises(errors.UserError, match=r'train\.epochs is 0'):
+    tiny_data.make_settings(data_dir, epochs=0)
+  with pytest.raises(errors.UserError, match='multiple of the 1 replicas'):
+    _train(tmp_path / 'new', strategy, data_dir, batch_size=0)
+  assert not (tmp_path / 'new').exists()
+
+
+def test_unwritable_workdir_is_one_line(tmp_path, strategy, data_dir):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match='cannot be written'):
+    _train(tmp_path / 'file' / 'run', strategy, data_dir)
+
+
+def test_the_chief_writes(strategy):
+  assert devices.is_chief(strategy)

@@ -1,0 +1,67 @@
+"""The pre-training task: losses by hand, and what it refuses."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from tests.training import tiny_data
+from transvw_tf2 import errors
+from transvw_tf2.training import tasks
+
+
+def _outputs(seed=0):
+  rng = np.random.default_rng(seed)
+  words = rng.random((4, 3)).astype(np.float32)
+  return {
+    'restored': rng.random((4, 4, 4, 2, 1)).astype(np.float32),
+    'words': words / words.sum(axis=1, keepdims=True),
+  }
+
+
+def test_losses_equal_numpy():
+  outputs, inputs = _outputs(), _outputs(2)['restored']
+  cube, word = _outputs(1)['restored'], np.array([0, 2, 1, 1])
+  batch = {'cube': cube, 'word': tf.constant(word, tf.int32)}
+  losses = tiny_data.make_task(word_weight=0.25).losses(outputs, batch, inputs)
+  mse = np.square(outputs['restored'] - cube).mean((1, 2, 3, 4))
+  entropy = -np.log(outputs['words'][np.arange(4), word])
+  want = {
+    'loss': mse + 0.25 * entropy,
+    'mse': mse,
+    'cross_entropy': entropy,
+    'accuracy': outputs['words'].argmax(1) == word,
+    'perturbed_mse': np.square(inputs - cube).mean((1, 2, 3, 4)),
+  }
+  assert set(losses) == set(want)
+  for name, value in want.items():
+    np.testing.assert_allclose(losses[name], value, rtol=1e-5)
+
+
+def test_cross_entropy_of_a_certain_mistake_is_finite():
+  outputs = _outputs() | {'words': np.eye(3, dtype=np.float32)[[0, 0, 0, 0]]}
+  batch = {'cube': outputs['restored'], 'word': tf.constant([1, 1, 1, 1])}
+  losses = tiny_data.make_task().losses(outputs, batch, outputs['restored'])
+  assert np.isfinite(losses['loss']).all()
+
+
+def test_model_has_the_words_of_the_data():
+  model = tiny_data.make_task().build_model(7, synchronized_batch_norm=True)
+  assert isinstance(model, keras.Model)
+  assert model.num_words == 7
+  assert (
+    model.synchronized_batch_norm
+    if hasattr(model, 'synchronized_batch_norm')
+    else model.get_config()['synchronized_batch_norm']
+  )
+
+
+@pytest.mark.parametrize('weights', [(-1.0, 1.0), (0.0, 0.0)])
+def test_refuses_weights(weights):
+  with pytest.raises(errors.UserError, match='restoration_weight is'):
+    tasks.Pretrain(restoration_weight=weights[0], word_weight=weights[1])
+
+
+def test_settings_of_the_perturbation_are_checked():
+  with pytest.raises(errors.UserError, match='perturb: '):
+    tasks.make_perturb(no_such_setting=1)

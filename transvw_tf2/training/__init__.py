@@ -1,0 +1,1 @@
+"""Input pipeline, train step, loop, checkpoints and reports."""

@@ -1,0 +1,234 @@
+"""What a run leaves on disk to go on from: checkpoints and a description.
+
+WORKDIR/model.json            the model's configuration, the words, settings
+WORKDIR/checkpoints/latest/   everything a resumed run needs, the last few
+WORKDIR/checkpoints/best/     the weights with the lowest validation loss
+"""
+
+from collections.abc import Sequence
+import json
+import os
+import shutil
+
+from absl import logging
+import keras
+import tensorflow as tf
+
+from transvw_tf2 import errors
+from transvw_tf2 import models  # noqa: F401, registers the networks
+
+BEST = 'best'
+LATEST = 'latest'
+DESCRIPTION_FILE = 'model.json'
+_FOLDER = 'checkpoints'
+
+# What TensorFlow raises for a checkpoint that is cut or of another model.
+_DAMAGED = (AssertionError, IndexError, ValueError, tf.errors.OpError)
+
+
+class Progress(tf.train.experimental.PythonState):
+  """How far a run is; saved in its checkpoints as JSON.
+
+  Attributes:
+    epoch: complete epochs.
+    step: steps done of the epoch that has begun.
+    sums: of each loss over those steps.
+    val_loss: of the last complete epoch.
+    best_val_loss: lowest so far.
+  """
+
+  _FIELDS = ('epoch', 'step', 'sums', 'val_loss', 'best_val_loss')
+
+  def __init__(self):
+    self.epoch = 0
+    self.step = 0
+    self.sums: dict[str, float] = {}
+    self.val_loss = float('inf')
+    self.best_val_loss = float('inf')
+
+  def serialize(self) -> str:
+    return json.dumps({name: getattr(self, name) for name in self._FIELDS})
+
+  def deserialize(self, string_value: str) -> None:
+    for name, value in json.loads(string_value).items():
+      setattr(self, name, value)
+
+
+class Checkpoints:
+  """Writes and restores the checkpoints of a run."""
+
+  def __init__(
+    self,
+    workdir: str,
+    *,
+    model: keras.Model,
+    progress: Progress,
+    keep: int = 3,
+    writes_to: str | None = None,
+    **state,
+  ):
+    """Initialises the checkpoints; the folders appear with the first one.
+
+    Args:
+      workdir: folder of the run.
+      model: the network, built.
+      progress: how far the run is.
+      keep: latest checkpoints kept.
+      writes_to: another folder to write to; every worker of a cluster has to
+        save, but only the chief's copy counts.
+      **state: what else a resumed run needs: optimizer, schedules.
+    """
+    folder = os.path.join(writes_to or workdir, _FOLDER)
+    self._folder = os.path.join(workdir, _FOLDER)
+    self._full = tf.train.Checkpoint(model=model, progress=progress, **state)
+    self._latest = tf.train.CheckpointManager(
+      self._full, os.path.join(folder, LATEST), max_to_keep=keep
+    )
+    self._best = tf.train.CheckpointManager(
+      tf.train.Checkpoint(model=model, progress=progress),
+      os.path.join(folder, BEST),
+      max_to_keep=1,
+    )
+
+  def restore(self) -> str | None:
+    """Restores the newest latest checkpoint that is whole.
+
+    Returns:
+      Its path, or None where there is none.
+
+    Raises:
+      UserError: there are checkpoints, but none can be read.
+    """
+    paths = _find_checkpoints(os.path.join(self._folder, LATEST))
+    for path in reversed(paths):
+      try:
+        self._full.read(path).assert_existing_objects_matched()
+        return path
+      except _DAMAGED as error:
+        logging.warning(
+          'checkpoint %s cannot be restored (%s): trying the one before',
+          path,
+          ' '.join(str(error).split())[:200],
+        )
+    if paths:
+      raise errors.UserError(
+        f'none of {len(paths)} checkpoints in {self._folder} can be restored:'
+        ' start anew in another --workdir'
+      )
+    return None
+
+  def save_latest(self, number: int) -> None:
+    """Saves everything; `number` becomes part of the name."""
+    self._latest.save(checkpoint_number=number)
+
+  def save_best(self, number: int) -> None:
+    """Saves the weights."""
+    self._best.save(checkpoint_number=number)
+
+
+def write_description(workdir: str, description: dict) -> None:
+  """Writes model.json, or compares with the one of a run to be resumed.
+
+  Args:
+    workdir: folder of the run, existing.
+    description: JSON values: `model` (configuration), `cube_shape`, `words`
+      and the settings that must not change within a run.
+
+  Raises:
+    UserError: the folder belongs to a run with another description.
+  """
+  # As it will be read: tuples become lists.
+  description = json.loads(json.dumps(description))
+  path = os.path.join(workdir, DESCRIPTION_FILE)
+  if os.path.exists(path):
+    _compare(workdir, _read_description(workdir), description)
+    return
+  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+    json.dump(description, file, indent=1)
+    file.write('\n')
+  os.replace(path + '.tmp', path)
+
+
+def load_model(
+  workdir: str, which: str = BEST
+) -> tuple[keras.Model, dict[str, object]]:
+  """Loads the network of a run.
+
+  Args:
+    workdir: folder that transvw_tf2.train wrote.
+    which: 'best' or 'latest'.
+
+  Returns:
+    The model, built, with its weights; and the description of the run with
+    `epoch` and `val_loss` of the checkpoint.
+
+  Raises:
+    UserError: there is no such run or checkpoint.
+  """
+  description = _read_description(workdir)
+  paths = _find_checkpoints(os.path.join(workdir, _FOLDER, which))
+  if not paths:
+    raise errors.UserError(
+      f'no {which} checkpoint in {workdir}: it is written after the first'
+      ' epoch of transvw_tf2.train'
+    )
+  try:
+    model = keras.saving.deserialize_keras_object(description['model'])
+    if not model.built:
+      model.build((None, *description['cube_shape'], 1))
+    progress = Progress()
+    checkpoint = tf.train.Checkpoint(model=model, progress=progress)
+    checkpoint.read(
+      paths[-1]
+    ).assert_existing_objects_matched().expect_partial()
+  except (KeyError, TypeError, *_DAMAGED) as error:
+    raise errors.UserError(
+      f'checkpoint {paths[-1]} cannot be loaded'
+      f' ({" ".join(str(error).split())[:200]}): train again'
+    ) from error
+  return model, {
+    **description,
+    'epoch': progress.epoch,
+    'val_loss': progress.val_loss,
+  }
+
+
+def remove_worker_folder(folder: str) -> None:
+  """Removes what a worker that is not the chief had to write."""
+  shutil.rmtree(folder, ignore_errors=True)
+
+
+def _find_checkpoints(folder: str) -> Sequence[str]:
+  state = tf.train.get_checkpoint_state(folder)
+  return state.all_model_checkpoint_paths if state else ()
+
+
+def _read_description(workdir: str) -> dict:
+  path = os.path.join(workdir, DESCRIPTION_FILE)
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f'no {DESCRIPTION_FILE} in workdir {workdir!r}: give the --workdir of'
+      ' transvw_tf2.train'
+    ) from error
+  except (OSError, ValueError) as error:
+    raise errors.UserError(f'{path} cannot be read ({error})') from error
+
+
+def _compare(workdir: str, old: dict, new: dict) -> None:
+  changed = [key for key in new if old.get(key) != new[key]]
+  if changed:
+    key = changed[0]
+    was, now = _shorten(old.get(key)), _shorten(new[key])
+    raise errors.UserError(
+      f'--workdir {workdir} belongs to a run with another {key}: {was}, now'
+      f' {now}; give another --workdir or the settings of that run'
+      f' ({os.path.join(workdir, "operative_config.gin")})'
+    )
+
+
+def _shorten(value) -> str:
+  text = json.dumps(value)
+  return text if len(text) <= 120 else text[:117] + '...'

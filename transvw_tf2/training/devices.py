@@ -1,0 +1,145 @@
+"""Turns `--devices` into a tf.distribute strategy.
+
+`all` is every GPU, or one CPU where there is none; `cpu:2` is two logical CPUs
+(two replicas on one machine, to try the distributed path); `gpu:0,1` are GPUs 0
+and 1. Where the environment variable TF_CONFIG holds a cluster, the workers
+train together and `--devices` says what each of them uses.
+"""
+
+import json
+import os
+import re
+
+import tensorflow as tf
+
+from transvw_tf2 import errors
+
+_WANTED = "wanted 'all', 'cpu', 'cpu:N', 'gpu' or 'gpu:I,J,...'"
+
+
+def parse_devices(devices: str) -> tuple[str, tuple[int, ...]]:
+  """Splits the value of `--devices`.
+
+  Args:
+    devices: 'all', 'cpu', 'cpu:N', 'gpu' or 'gpu:I,J,...'.
+
+  Returns:
+    The kind 'all', 'cpu' or 'gpu', and its numbers: for cpu the one count, for
+    gpu the indices (none: every GPU).
+
+  Raises:
+    UserError: any other text, a count of 0 or an index given twice.
+  """
+  text = devices.strip().lower()
+  if text == 'all':
+    return 'all', ()
+  match = re.fullmatch(r'(cpu|gpu)(?::(\d+(?:,\d+)*))?', text)
+  if not match:
+    raise errors.UserError(f'--devices is {devices!r}, {_WANTED}')
+  kind = match[1]
+  numbers = tuple(int(part) for part in (match[2] or '').split(',') if part)
+  if kind == 'cpu':
+    numbers = numbers or (1,)
+    if len(numbers) > 1 or numbers[0] < 1:
+      raise errors.UserError(
+        f'--devices is {devices!r}, wanted one count of at least 1 after cpu:'
+      )
+  if len(set(numbers)) < len(numbers):
+    raise errors.UserError(f'--devices is {devices!r}, which names a GPU twice')
+  return kind, numbers
+
+
+def make_strategy(devices: str = 'all') -> tf.distribute.Strategy:
+  """Returns the strategy for `--devices`; call it before any TensorFlow op.
+
+  Args:
+    devices: see parse_devices.
+
+  Returns:
+    MirroredStrategy over the devices, or MultiWorkerMirroredStrategy where
+    TF_CONFIG holds a cluster.
+
+  Raises:
+    UserError: devices that do not exist, or TF_CONFIG that is not JSON.
+  """
+  kind, numbers = parse_devices(devices)
+  cluster = _has_cluster()
+  if cluster and kind == 'cpu' and numbers != (1,):
+    raise errors.UserError(
+      f'--devices is {devices!r} with a cluster in TF_CONFIG, wanted cpu:1, '
+      'all or gpu:...: start more workers instead'
+    )
+  names = _configure(devices, kind, numbers)
+  if cluster:
+    return tf.distribute.MultiWorkerMirroredStrategy()
+  return tf.distribute.MirroredStrategy(names)
+
+
+def uses_gpu(strategy: tf.distribute.Strategy) -> bool:
+  """Returns whether the replicas of this worker are GPUs."""
+  return any('GPU' in name for name in strategy.extended.worker_devices)
+
+
+def is_chief(strategy: tf.distribute.Strategy) -> bool:
+  """Returns whether this process is the one that writes the results."""
+  resolver = strategy.cluster_resolver
+  if resolver is None or resolver.task_type in (None, 'chief'):
+    return True
+  cluster = resolver.cluster_spec().as_dict()
+  return 'chief' not in cluster and resolver.task_id == 0
+
+
+def check_batch_size(batch_size: int, replicas: int) -> None:
+  """Raises UserError unless a global batch splits evenly over the replicas."""
+  if batch_size < 1 or batch_size % replicas:
+    raise errors.UserError(
+      f'train.batch_size is {batch_size}, wanted a multiple of the {replicas} '
+      'replicas: change train.batch_size or --devices'
+    )
+
+
+def _has_cluster() -> bool:
+  text = os.environ.get('TF_CONFIG', '')
+  if not text:
+    return False
+  try:
+    return bool(json.loads(text).get('cluster'))
+  except (ValueError, AttributeError) as error:
+    raise errors.UserError(
+      f'TF_CONFIG is {text!r}, wanted a JSON object with cluster and task: '
+      'unset it to train on one machine'
+    ) from error
+
+
+def _configure(devices, kind, numbers):
+  """Makes the devices visible and returns their names."""
+  gpus = tf.config.list_physical_devices('GPU')
+  try:
+    if kind == 'gpu' or (kind == 'all' and gpus):
+      return _configure_gpus(devices, gpus, numbers or range(len(gpus)))
+    return _configure_cpus(numbers[0] if numbers else 1)
+  except RuntimeError as error:  # TensorFlow has started already
+    raise errors.UserError(
+      f'--devices {devices!r} came after the first TensorFlow operation: '
+      'make the strategy first'
+    ) from error
+
+
+def _configure_gpus(devices, gpus, wanted):
+  if not gpus or max(wanted) >= len(gpus):
+    raise errors.UserError(
+      f'--devices is {devices!r} but TensorFlow sees {len(gpus)} GPUs: name '
+      'others or use --devices cpu'
+    )
+  tf.config.set_visible_devices([gpus[index] for index in wanted], 'GPU')
+  return [f'/gpu:{index}' for index in range(len(wanted))]
+
+
+def _configure_cpus(count):
+  tf.config.set_visible_devices([], 'GPU')
+  cpu = tf.config.list_physical_devices('CPU')[0]
+  if count > 1:
+    tf.config.set_logical_device_configuration(
+      cpu, [tf.config.LogicalDeviceConfiguration()] * count
+    )
+  return [f'/cpu:{index}' for index in range(count)]

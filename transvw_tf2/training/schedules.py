@@ -1,0 +1,127 @@
+"""Learning rate and early stopping, with their counters in the checkpoint.
+
+Keras' callbacks of the same names keep their counters in plain attributes,
+which a checkpoint does not see; a resumed run would start to wait anew.
+"""
+
+import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+
+import gin
+import tensorflow as tf
+
+from transvw_tf2 import errors
+
+
+def _variable(value, dtype, name):
+  return tf.Variable(value, trainable=False, dtype=dtype, name=name)
+
+
+class _Patience(tf.Module):
+  """Counts epochs without an improvement of more than `min_delta`."""
+
+  def __init__(self, patience, min_delta):
+    super().__init__()
+    if patience < 1 or min_delta < 0:
+      raise errors.UserError(
+        f'patience is {patience} and min_delta {min_delta}, wanted at least 1 '
+        'and at least 0'
+      )
+    self.patience = patience
+    self.min_delta = min_delta
+    self.best = _variable(float('inf'), tf.float64, 'best')
+    self.wait = _variable(0, tf.int64, 'wait')
+
+  def exhausted(self, value: float) -> bool:
+    """Takes the value of an epoch; returns whether patience is over."""
+    if value < float(self.best.numpy()) - self.min_delta:
+      self.best.assign(value)
+      self.wait.assign(0)
+      return False
+    self.wait.assign_add(1)
+    return int(self.wait.numpy()) >= self.patience
+
+
+@gin.configurable(module='schedules')
+class ReduceOnPlateau(tf.Module):
+  """Lowers the learning rate when val_loss has not fallen for some epochs.
+
+  As keras.callbacks.ReduceLROnPlateau; the defaults are the paper's.
+  """
+
+  def __init__(
+    self,
+    factor: float = 0.5,
+    patience: int = 20,
+    min_delta: float = 1e-4,
+    min_learning_rate: float = 1e-6,
+  ):
+    """Initialises the schedule.
+
+    Args:
+      factor: what the learning rate is multiplied with.
+      patience: epochs without improvement.
+      min_delta: smaller falls of val_loss do not count.
+      min_learning_rate: it is not lowered below this.
+    """
+    super().__init__()
+    if not 0 < factor < 1:
+      raise errors.UserError(
+        f'ReduceOnPlateau.factor is {factor}, wanted between 0 and 1'
+      )
+    self._factor = factor
+    self._min_learning_rate = min_learning_rate
+    self.patience = _Patience(patience, min_delta)
+
+  def next_rate(self, rate: float, epoch: int, val_loss: float) -> float:
+    """Returns the learning rate after `epoch`, which ended with `val_loss`."""
+    del epoch
+    if not self.patience.exhausted(val_loss) or rate <= self._min_learning_rate:
+      return rate
+    self.patience.wait.assign(0)
+    return max(rate * self._factor, self._min_learning_rate)
+
+
+@gin.configurable(module='schedules')
+class StepDecay(tf.Module):
+  """Multiplies the learning rate every `epochs` epochs (PyTorch's StepLR)."""
+
+  def __init__(self, factor: float = 0.5, epochs: int = 40):
+    """Initialises the schedule; the defaults are the published PyTorch's."""
+    super().__init__()
+    if not 0 < factor < 1 or epochs < 1:
+      raise errors.UserError(
+        f'StepDecay has factor {factor} and epochs {epochs}, wanted a factor '
+        'between 0 and 1 and at least 1 epoch'
+      )
+    self._factor = factor
+    self._epochs = epochs
+
+  def next_rate(self, rate: float, epoch: int, val_loss: float) -> float:
+    """Returns the learning rate after `epoch` (from 1)."""
+    del val_loss
+    return rate * self._factor if epoch % self._epochs == 0 else rate
+
+
+@gin.configurable(module='schedules')
+class EarlyStopping(tf.Module):
+  """Stops when val_loss has not fallen for `patience` epochs."""
+
+  def __init__(self, patience: int = 50, min_delta: float = 0.0):
+    """Initialises early stopping.
+
+    Args:
+      patience: epochs without improvement.
+      min_delta: smaller falls of val_loss do not count.
+    """
+    super().__init__()
+    self.patience = _Patience(patience, min_delta)
+    self.stopped = _variable(False, tf.bool, 'stopped')
+
+  @property
+  def over(self) -> bool:
+    """Whether training is over."""
+    return bool(self.stopped.numpy())
+
+  def update(self, val_loss: float) -> None:
+    """Takes the val_loss of an epoch."""
+    self.stopped.assign(self.patience.exhausted(val_loss))
