@@ -1,0 +1,184 @@
+"""Embedding a scan: places by brute force, results cube by cube."""
+
+import os
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from transvw_tf2 import errors
+from transvw_tf2.models import unet3d
+from transvw_tf2.scans import geometry
+from transvw_tf2.scans import reader
+from transvw_tf2.serving import embed
+from transvw_tf2.serving import export
+
+_CUBE = (8, 6, 4)
+
+
+@pytest.fixture(name='model', scope='module')
+def _model(tmp_path_factory):
+  path = str(tmp_path_factory.mktemp('embed') / 'model')
+  model = unet3d.UNet3D(base_filters=2, depth=2)
+  export.export_encoder(model, path, {}, cube_shape=_CUBE)
+  return path
+
+
+@pytest.fixture(name='encoder', scope='module')
+def _encoder(model):
+  return embed.load_encoder(model)
+
+
+def _scan(size=(19, 13, 10), seed=0):
+  rng = np.random.default_rng(seed)
+  return rng.integers(-1024, 2000, size).astype(np.int16)
+
+
+@pytest.mark.parametrize(
+  ('size', 'stride'),
+  [
+    ((8, 6, 4), (8, 6, 4)),
+    ((16, 12, 8), (8, 6, 4)),
+    ((19, 13, 10), (8, 6, 4)),
+    ((19, 13, 10), (3, 1, 2)),
+    ((9, 7, 5), (1, 6, 4)),
+  ],
+)
+def test_places_cover_every_voxel(size, stride):
+  places = embed.cube_places(size, _CUBE, stride)
+  assert places.dtype == np.int32
+  covered = np.zeros(size, bool)
+  for x, y, z in places:
+    box = covered[x : x + 8, y : y + 6, z : z + 4]
+    assert box.shape == _CUBE  # inside of the scan
+    box[:] = True
+  assert covered.all()
+  assert len(np.unique(places, axis=0)) == len(places)
+  assert places.tolist() == sorted(places.tolist())
+
+
+def test_places_by_hand():
+  places = embed.cube_places((19, 6, 4), _CUBE, _CUBE)
+  assert places.tolist() == [[0, 0, 0], [8, 0, 0], [11, 0, 0]]
+  places = embed.cube_places((16, 6, 4), _CUBE, (4, 6, 4))
+  assert places[:, 0].tolist() == [0, 4, 8]
+
+
+@pytest.mark.parametrize(
+  'stride', [(0, 6, 4), (9, 6, 4), (8, 6, 5), (-1, 6, 4), (8, 6)]
+)
+def test_places_refuse_strides(stride):
+  with pytest.raises(errors.UserError, match='from 1,1,1 to 8,6,4'):
+    embed.cube_places((20, 20, 20), _CUBE, stride)
+
+
+def test_places_refuse_a_small_scan():
+  with pytest.raises(errors.UserError, match='scan has 20 x 5 x 20 voxels'):
+    embed.cube_places((20, 5, 20), _CUBE, _CUBE)
+
+
+def test_batches_are_lazy_and_hold_the_cubes():
+  hu = _scan()
+  places = embed.cube_places(hu.shape, _CUBE, _CUBE)
+  batches = embed.cut_batches(hu, places, _CUBE, batch_size=5)
+  assert iter(batches) is batches
+  cubes = list(batches)
+  assert [len(batch) for batch in cubes] == [5, 5, 5, 5, 5, 2]
+  cubes = np.concatenate(cubes)
+  assert cubes.dtype == np.int16
+  for cube, (x, y, z) in zip(cubes, places, strict=True):
+    for offset in np.ndindex(_CUBE):
+      voxel = hu[x + offset[0], y + offset[1], z + offset[2]]
+      assert cube[(*offset, 0)] == voxel
+
+
+@pytest.mark.parametrize('batch_size', [1, 4, 100])
+def test_embeds_each_cube(model, encoder, batch_size):
+  hu = _scan()
+  result = embed.embed_scan(encoder, hu, (7, 6, 3), batch_size)
+  loaded = tf.saved_model.load(model)
+  function = loaded.signatures['serving_default']
+  assert result.embeddings.shape == (len(result.places), 8)
+  assert result.embeddings.dtype == result.mean.dtype == np.float32
+  for embedding, (x, y, z) in zip(
+    result.embeddings, result.places, strict=True
+  ):
+    cube = hu[x : x + 8, y : y + 6, z : z + 4].astype(np.float32)
+    want = function(cubes=tf.constant(cube[None, ..., None]))['embedding'][0]
+    np.testing.assert_allclose(embedding, want, atol=1e-5)
+  np.testing.assert_allclose(
+    result.mean, np.mean(result.embeddings, axis=0), atol=1e-6
+  )
+
+
+def test_stride_is_the_cube_by_default(encoder):
+  result = embed.embed_scan(encoder, _scan((16, 12, 8)))
+  assert len(result.places) == 8
+
+
+def test_refuses_a_batch_of_none(encoder):
+  with pytest.raises(errors.UserError, match='batch_size is 0'):
+    embed.embed_scan(encoder, _scan(), batch_size=0)
+
+
+def test_parse_stride():
+  assert embed.parse_stride(['8', ' 6', '4']) == (8, 6, 4)
+  for values in (['8', '6'], ['8', '6', 'x'], ['8', '6', '4.0'], []):
+    with pytest.raises(errors.UserError, match='wanted three integers'):
+      embed.parse_stride(values)
+
+
+def test_load_refuses_what_is_no_model(tmp_path):
+  with pytest.raises(errors.UserError, match='is not a folder'):
+    embed.load_encoder(str(tmp_path / 'nothing'))
+  with pytest.raises(errors.UserError, match='is not a SavedModel'):
+    embed.load_encoder(str(tmp_path))
+  (tmp_path / 'saved_model.pb').write_bytes(b'not a protocol buffer')
+  with pytest.raises(errors.UserError, match='cannot be loaded'):
+    embed.load_encoder(str(tmp_path))
+
+
+def test_load_refuses_a_foreign_model(tmp_path):
+  module = tf.Module()
+  module.double = tf.function(
+    lambda x: 2 * x, input_signature=[tf.TensorSpec((), tf.float32)]
+  )
+  tf.saved_model.save(module, str(tmp_path), {'double': module.double})
+  with pytest.raises(errors.UserError, match=r"signatures \['double'\]"):
+    embed.load_encoder(str(tmp_path))
+
+
+def test_embeds_a_file(model, tmp_path):
+  scan = str(tmp_path / 'scan.mhd')
+  size = (19, 13, 10)
+  reader.write_scan(scan, _scan(size), geometry.Geometry(size))
+  output = tmp_path / 'new' / 'scan.npz'
+  embed.embed_file(model, scan, str(output), batch_size=3)
+  with np.load(output, allow_pickle=False) as file:
+    arrays = dict(file)
+  assert sorted(arrays) == ['embeddings', 'mean', 'places']
+  assert arrays['embeddings'].shape == (27, 8)
+  assert arrays['embeddings'].dtype == arrays['mean'].dtype == np.float32
+  assert arrays['places'].shape == (27, 3)
+  assert arrays['places'].dtype == np.int32
+  assert arrays['mean'].shape == (8,)
+  want = embed.embed_scan(embed.load_encoder(model), _scan(size))
+  np.testing.assert_allclose(arrays['embeddings'], want.embeddings, atol=1e-6)
+  assert os.listdir(output.parent) == ['scan.npz']
+
+
+def test_bad_inputs_leave_no_output(model, tmp_path):
+  output = tmp_path / 'scan.npz'
+  with pytest.raises(reader.ScanError, match='missing_file'):
+    embed.embed_file(model, str(tmp_path / 'no.mhd'), str(output))
+  with pytest.raises(errors.UserError, match='is a folder, wanted a file'):
+    embed.embed_file(model, 'scan.mhd', str(tmp_path))
+  assert not output.exists()
+
+
+def test_unwritable_output_is_one_line(encoder, tmp_path):
+  blocker = tmp_path / 'file'
+  blocker.write_text('')
+  result = embed.embed_scan(encoder, _scan(_CUBE))
+  with pytest.raises(errors.UserError, match='cannot be written'):
+    embed.write_npz(str(blocker / 'x.npz'), result)

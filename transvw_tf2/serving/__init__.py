@@ -1,0 +1,1 @@
+"""The encoder as a SavedModel and its uses."""

@@ -1,0 +1,260 @@
+"""Embeds a whole scan: cubes on a grid through an exported encoder."""
+
+from collections.abc import Callable
+from collections.abc import Iterator
+from collections.abc import Sequence
+import dataclasses
+import os
+import uuid
+
+from absl import logging
+import numpy as np
+import tensorflow as tf
+
+from transvw_tf2 import errors
+from transvw_tf2.scans import reader
+from transvw_tf2.serving import signatures
+
+
+@dataclasses.dataclass(frozen=True)
+class LoadedEncoder:
+  """An exported encoder.
+
+  Attributes:
+    loaded: what tf.saved_model.load returned; its functions die with it.
+    embed_int16: maps `cubes`, int16 (B, X, Y, Z, 1) in HU, to a dict with
+      `embedding`, float32 (B, embedding_size).
+    cube_shape: voxels of a cube along x, y and z.
+    embedding_size: numbers in an embedding.
+  """
+
+  loaded: object
+  embed_int16: Callable
+  cube_shape: tuple[int, int, int]
+  embedding_size: int
+
+
+@dataclasses.dataclass(frozen=True)
+class ScanEmbedding:
+  """Embeddings of the cubes of one scan.
+
+  Attributes:
+    places: int32 (N, 3), lower corners of the cubes in voxels [x, y, z].
+    embeddings: float32 (N, embedding_size).
+    mean: float32 (embedding_size,), over the cubes.
+  """
+
+  places: np.ndarray
+  embeddings: np.ndarray
+  mean: np.ndarray
+
+
+def load_encoder(path: str) -> LoadedEncoder:
+  """Loads what serving/export.py wrote.
+
+  Raises:
+    errors.UserError: `path` is missing, no SavedModel or of another program.
+  """
+  hint = 'pass the --output of transvw_tf2.export'
+  if not os.path.isdir(path):
+    raise errors.UserError(f'model {path!r} is not a folder: {hint}')
+  if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
+    raise errors.UserError(
+      f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
+    )
+  try:
+    loaded = tf.saved_model.load(path)
+  except (OSError, ValueError, tf.errors.OpError) as error:
+    raise errors.UserError(
+      f'model {path!r} cannot be loaded ({error}): export it again'
+    ) from error
+  function = loaded.signatures.get(signatures.EMBED_CUBES_INT16)
+  if function is None:
+    raise errors.UserError(
+      f'model {path!r} has the signatures {sorted(loaded.signatures)}, wanted '
+      f'{signatures.EMBED_CUBES_INT16!r}: {hint}'
+    )
+  _, inputs = function.structured_input_signature
+  return LoadedEncoder(
+    loaded=loaded,
+    embed_int16=function,
+    cube_shape=tuple(inputs[signatures.CUBES].shape[1:4]),
+    embedding_size=function.structured_outputs[signatures.EMBEDDING].shape[-1],
+  )
+
+
+def cube_places(
+  size: Sequence[int], cube_shape: Sequence[int], stride: Sequence[int]
+) -> np.ndarray:
+  """Returns corners of cubes that together cover all voxels of a scan.
+
+  Along each axis a corner every `stride` voxels; the last cube lies flush with
+  the border, so it may overlap the one before by more.
+
+  Args:
+    size: voxels of the scan along x, y and z.
+    cube_shape: voxels of a cube along x, y and z.
+    stride: voxels between corners, 1 to the side of the cube.
+
+  Returns:
+    int32 (N, 3), ordered by x, then y, then z.
+
+  Raises:
+    errors.UserError: the scan is smaller than a cube, or the stride would leave
+      gaps.
+  """
+  if any(voxels < side for voxels, side in zip(size, cube_shape, strict=True)):
+    raise errors.UserError(
+      f'scan has {_by(size)} voxels, wanted at least the cube '
+      f'{_by(cube_shape)}: pad or resample the scan'
+    )
+  stride_fits = len(stride) == 3 and all(
+    1 <= step <= side for step, side in zip(stride, cube_shape, strict=True)
+  )
+  if not stride_fits:
+    raise errors.UserError(
+      f'stride is {_comma(stride)}, wanted three integers from 1,1,1 to '
+      f'{_comma(cube_shape)}: a larger one would leave gaps'
+    )
+  corners = []
+  for voxels, side, step in zip(size, cube_shape, stride, strict=True):
+    last = voxels - side
+    corners.append(np.r_[np.arange(0, last, step), last])
+  grid = np.meshgrid(*corners, indexing='ij')
+  return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.int32)
+
+
+def cut_batches(
+  hu: np.ndarray,
+  places: np.ndarray,
+  cube_shape: Sequence[int],
+  batch_size: int,
+) -> Iterator[np.ndarray]:
+  """Yields the cubes at `places`, int16 (B, X, Y, Z, 1), a batch at a time."""
+  for start in range(0, len(places), batch_size):
+    cubes = []
+    for place in places[start : start + batch_size]:
+      box = tuple(
+        slice(corner, corner + side)
+        for corner, side in zip(place, cube_shape, strict=True)
+      )
+      cubes.append(hu[box])
+    yield np.stack(cubes)[..., np.newaxis]
+
+
+def embed_scan(
+  encoder: LoadedEncoder,
+  hu: np.ndarray,
+  stride: Sequence[int] | None = None,
+  batch_size: int = 8,
+) -> ScanEmbedding:
+  """Embeds all of a scan.
+
+  Args:
+    encoder: what load_encoder returned.
+    hu: int16 [x, y, z], HU.
+    stride: voxels between cubes along x, y and z; the cube itself by default.
+    batch_size: cubes per call of the encoder.
+
+  Returns:
+    Embeddings of the cubes, their places and their mean.
+
+  Raises:
+    errors.UserError: the scan is smaller than a cube, or stride or batch size
+      make no sense.
+  """
+  if batch_size < 1:
+    raise errors.UserError(
+      f'batch_size is {batch_size}, wanted at least 1: change --batch_size'
+    )
+  cube_shape = encoder.cube_shape
+  places = cube_places(hu.shape, cube_shape, stride or cube_shape)
+  embeddings = np.empty((len(places), encoder.embedding_size), np.float32)
+  done = 0
+  for cubes in cut_batches(hu, places, cube_shape, batch_size):
+    batch = encoder.embed_int16(cubes=tf.constant(cubes))
+    embeddings[done : done + len(cubes)] = batch[signatures.EMBEDDING].numpy()
+    done += len(cubes)
+    logging.log_every_n_seconds(
+      logging.INFO, 'embedded %d of %d cubes', 10, done, len(places)
+    )
+  mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
+  return ScanEmbedding(places=places, embeddings=embeddings, mean=mean)
+
+
+def write_npz(path: str, embedding: ScanEmbedding) -> None:
+  """Writes `embeddings`, `places` and `mean` to `path`, all or nothing.
+
+  Raises:
+    errors.UserError: `path` cannot be written.
+  """
+  path = os.path.abspath(path)
+  partial = f'{path}.partial-{uuid.uuid4().hex[:8]}'
+  try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    # A file object, for np.savez appends .npz to a name without it.
+    with open(partial, 'wb') as file:
+      np.savez(
+        file,
+        embeddings=embedding.embeddings,
+        places=embedding.places,
+        mean=embedding.mean,
+      )
+    os.replace(partial, path)
+  except OSError as error:
+    raise errors.UserError(
+      f'output {path!r} cannot be written ({error}): choose another --output'
+    ) from error
+  finally:
+    if os.path.exists(partial):
+      os.remove(partial)
+
+
+def parse_stride(values: Sequence[str]) -> tuple[int, ...]:
+  """Parses the three numbers of --stride.
+
+  Raises:
+    errors.UserError: they are not three integers.
+  """
+  try:
+    stride = tuple(int(value) for value in values)
+  except ValueError:
+    stride = ()
+  if len(stride) != 3:
+    raise errors.UserError(
+      f'stride is {_comma(values)!r}, wanted three integers such as 64,64,32: '
+      'change --stride'
+    )
+  return stride
+
+
+def embed_file(
+  model: str,
+  scan: str,
+  output: str,
+  stride: Sequence[int] | None = None,
+  batch_size: int = 8,
+) -> ScanEmbedding:
+  """Embeds the scan in a file and writes `output`; see embed_scan.
+
+  Raises:
+    errors.UserError: model, stride, batch size or output are wrong.
+    reader.ScanError: the scan cannot be read.
+  """
+  if os.path.isdir(output):
+    raise errors.UserError(
+      f'output {output!r} is a folder, wanted a file: add a name such as x.npz'
+    )
+  encoder = load_encoder(model)
+  hu = reader.read_scan(scan).hu
+  embedding = embed_scan(encoder, hu, stride, batch_size)
+  write_npz(output, embedding)
+  return embedding
+
+
+def _by(sides) -> str:
+  return ' x '.join(str(side) for side in sides)
+
+
+def _comma(values) -> str:
+  return ','.join(str(value) for value in values)
