@@ -1,0 +1,1 @@
+"""CT scans in NumPy and SimpleITK: files, geometry, layouts, phantoms."""
