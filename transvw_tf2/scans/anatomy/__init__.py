@@ -1,0 +1,1 @@
+"""The drawn anatomy of the synthetic patients."""

@@ -1,0 +1,145 @@
+"""Nodules, each synthetic patient's own, and places that resemble them."""
+
+import dataclasses
+
+import numpy as np
+from scipy import ndimage
+
+from transvw_tf2.scans import bend as bend_lib
+from transvw_tf2.scans import geometry as geometry_lib
+from transvw_tf2.scans.anatomy import canvas
+from transvw_tf2.scans.anatomy import template as template_lib
+
+# mm of lung around every nodule.
+_MARGIN = 3.0
+# Places that are tried as centres of nodules.
+_TRIES = 3000
+_FALSE_CANDIDATES = 6
+
+
+@dataclasses.dataclass(frozen=True)
+class Nodule:
+  """A nodule: an ellipsoid along the world's axes.
+
+  Attributes:
+    centre: (x, y, z) world mm.
+    radii: along x, y and z, mm.
+    hu: of its tissue.
+  """
+
+  centre: tuple[float, float, float]
+  radii: tuple[float, float, float]
+  hu: float
+
+  @property
+  def diameter(self) -> float:
+    """Diameter of the sphere of the same volume, mm."""
+    return 2.0 * float(np.prod(self.radii)) ** (1 / 3)
+
+  def level(self, points) -> np.ndarray:
+    """Returns mm below the surface at world mm (..., 3), negative outside."""
+    offsets = np.asarray(points, np.float64) - self.centre
+    ratio = np.sqrt(((offsets / self.radii) ** 2).sum(-1))
+    return canvas.radial_level(ratio, *np.moveaxis(offsets, -1, 0))
+
+
+def draw(
+  rng: np.random.Generator,
+  truth: bend_lib.Truth,
+  template: template_lib.Template,
+  number: tuple[int, int],
+  diameter: tuple[float, float],
+) -> tuple[Nodule, ...]:
+  """Draws nodules that lie in the lungs, in the scan and apart.
+
+  Args:
+    rng: where the random numbers come from.
+    truth: of the scan.
+    template: whose lungs they lie in.
+    number: lowest and highest number; fewer where the lungs in the scan do not
+      hold as many.
+    diameter: lowest and highest, mm; small ones are more frequent.
+  """
+
+  def in_lung(points):
+    index = template.geometry.world_to_voxel(truth.bend.apply(points))
+    label = ndimage.map_coordinates(template.lungs, index.T, order=0)
+    return (label > 0) & truth.in_scan(points)
+
+  wanted = int(rng.integers(number[0], number[1] + 1))
+  places = rng.uniform(-1.0, 1.0, (_TRIES, 3)) * template_lib.LUNG_BOX
+  centres = truth.bend.invert(places)
+  sphere = rng.normal(size=(60, 3))
+  sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+  found = []
+  for centre in centres[in_lung(centres)]:
+    if len(found) == wanted:
+      break
+    radius = np.exp(rng.uniform(*np.log(diameter))) / 2
+    radii = radius * rng.uniform(0.85, 1.15, size=3)
+    hu = rng.uniform(-40.0, 80.0)
+    reach = radii.max() + _MARGIN
+    apart = all(
+      np.linalg.norm(centre - other.centre) > reach + max(other.radii)
+      for other in found
+    )
+    if apart and in_lung(centre + sphere * reach).all():
+      found.append(
+        Nodule(tuple(centre.tolist()), tuple(radii.tolist()), float(hu))
+      )
+  return tuple(found)
+
+
+def draw_false_candidates(
+  rng: np.random.Generator,
+  truth: bend_lib.Truth,
+  template: template_lib.Template,
+  nodules,
+) -> np.ndarray:
+  """Draws vessels that could be taken for nodules: float64 (n, 3) world mm.
+
+  They lie in the scan, and 10 mm or more from the nodules.
+  """
+  places = rng.choice(template.vessels, 20 * _FALSE_CANDIDATES, replace=False)
+  points = truth.bend.invert(places)
+  wanted = truth.in_scan(points)
+  for nodule in nodules:
+    distance = np.linalg.norm(points - nodule.centre, axis=-1)
+    wanted &= distance > max(nodule.radii) + 10.0
+  return points[wanted][:_FALSE_CANDIDATES]
+
+
+def add(
+  values: np.ndarray,
+  slab: slice,
+  geometry: geometry_lib.Geometry,
+  nodule: Nodule,
+) -> None:
+  """Adds a nodule to some slices, in place.
+
+  Args:
+    values: float32 [z, y, x] HU of the slices.
+    slab: which slices of the scan they are.
+    geometry: of the whole scan, along the world's axes.
+    nodule: what is added.
+  """
+  reach = np.array(nodule.radii) + 2 * max(geometry.spacing)
+  corners = [np.subtract(nodule.centre, reach), np.add(nodule.centre, reach)]
+  low, high = geometry.world_to_voxel(corners)
+  low = np.maximum(np.floor(low), (0, 0, slab.start)).astype(int)
+  high = np.minimum(np.ceil(high) + 1, (*geometry.size[:2], slab.stop))
+  high = high.astype(int)
+  if (high <= low).any():
+    return
+  axes = [np.arange(*ends) for ends in zip(low, high, strict=True)]
+  z, y, x = np.meshgrid(*axes[::-1], indexing='ij')
+  points = geometry.voxel_to_world(np.stack([x, y, z], axis=-1))
+  # An edge as wide as a voxel.
+  edge = float(np.mean(geometry.spacing))
+  share = np.clip(nodule.level(points) / edge + 0.5, 0.0, 1.0)
+  box = (
+    slice(low[2] - slab.start, high[2] - slab.start),
+    slice(low[1], high[1]),
+    slice(low[0], high[0]),
+  )
+  values[box] += share * (nodule.hu - values[box])
