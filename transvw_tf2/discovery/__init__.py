@@ -1,0 +1,1 @@
+"""Discovery of visual words: plain functions on arrays."""
