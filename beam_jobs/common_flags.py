@@ -1,0 +1,71 @@
+"""Flags that several jobs share, defined once."""
+
+from collections.abc import Sequence
+import dataclasses
+
+from absl import flags
+from apache_beam.options import pipeline_options
+
+from transvw_tf2 import errors
+from transvw_tf2.discovery import settings as settings_lib
+
+# The flags count as those of the job that asks for them, so that its --help
+# shows them.
+flags.disclaim_key_flags()
+
+_HELP = {
+  'words': 'Visual words wanted; fewer are found with fewer training scans.',
+  'instances': 'Training patients per word (K).',
+  'validation_instances': 'Validation patients per word.',
+  'xy_border': 'Voxels in x and y at the rim of a scan that no cube enters.',
+  'z_border': 'Slices at both ends of a scan that no cube enters.',
+  'min_distance': 'Least distance between two words, in voxels.',
+  'tries': 'Places drawn in a scan before another reference is taken.',
+  'max_soft_tissue': 'A place with a larger share of soft tissue is refused.',
+  'seed': 'Decides everything that is random.',
+}
+
+
+def define_settings() -> None:
+  """Defines one flag for each field of `settings.Settings`."""
+  for field in dataclasses.fields(settings_lib.Settings):
+    define = flags.DEFINE_float if field.type is float else flags.DEFINE_integer
+    define(field.name, field.default, _HELP[field.name])
+
+
+def settings_from_flags(
+  values: flags.FlagValues = flags.FLAGS,
+) -> settings_lib.Settings:
+  """Returns the settings that the flags of `define_settings` say."""
+  fields = dataclasses.fields(settings_lib.Settings)
+  return settings_lib.Settings(
+    **{field.name: values[field.name].value for field in fields}
+  )
+
+
+def beam_options(
+  arguments: Sequence[str],
+) -> pipeline_options.PipelineOptions:
+  """Returns Beam options from what is left of a command line.
+
+  Raises:
+    UserError: an argument is neither a flag of the job nor a Beam option; Beam
+      itself would pass over it.
+  """
+  arguments = [one for one in arguments if one != '--']
+  for before, argument in zip(['', *arguments], arguments, strict=False):
+    value_of_flag = before.startswith('--') and '=' not in before
+    if not argument.startswith('--') and not value_of_flag:
+      raise errors.UserError(
+        f'unexpected argument {argument}; wanted only flags, such as'
+        ' --name=value'
+      )
+  options = pipeline_options.PipelineOptions(arguments)
+  given = options.get_all_options(retain_unknown_options=True)
+  known = pipeline_options.PipelineOptions([]).get_all_options()
+  if unknown := sorted(set(given) - set(known)):
+    raise errors.UserError(
+      f'unknown flag --{unknown[0]}: neither a flag of this job nor an option'
+      ' of Apache Beam; see --help'
+    )
+  return options

@@ -1,0 +1,88 @@
+r"""Discovers visual words in chest CT scans, without cutting the cubes.
+
+  python -m beam_jobs.discover_words --scans LUNA16 --output VOCABULARY \
+      --runner=FnApiRunner --direct_num_workers=2 \
+      --direct_running_mode=multi_processing
+
+Writes vocabulary.json, instances.csv, rejected.csv and descriptors.npz, all of
+them or none. All that is not a flag of this job is handed to Beam as an option;
+where no --runner is named, the FnApiRunner runs the job on this machine.
+"""
+
+from collections.abc import Sequence
+import os
+import shutil
+
+from absl import flags
+from apache_beam.options import pipeline_options
+
+from beam_jobs import common_flags
+from beam_jobs import discovery
+from transvw_tf2 import errors
+from transvw_tf2 import mains
+from transvw_tf2.discovery import settings as settings_lib
+from transvw_tf2.scans import luna16
+
+_SCANS = flags.DEFINE_string('scans', None, 'Folder of scans.', required=True)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder to make for the vocabulary.', required=True
+)
+_STRICT = flags.DEFINE_boolean(
+  'strict', False, 'Stop at the first scan that cannot be used.'
+)
+common_flags.define_settings()
+
+
+def run(
+  scans: str,
+  output: str,
+  settings: settings_lib.Settings,
+  *,
+  strict: bool = False,
+  options: pipeline_options.PipelineOptions | None = None,
+) -> discovery.Result:
+  """Discovers the words of a folder of scans into a new folder.
+
+  Args:
+    scans: folder in LUNA16's layout, or with train/ and validation/.
+    output: folder to make; it appears only when all is written.
+    settings: see `settings.Settings`.
+    strict: see `discovery.discover`.
+    options: Beam options.
+
+  Raises:
+    UserError: `output` exists, or as `luna16.find_scans` and
+      `discovery.discover` say.
+  """
+  if os.path.exists(output):
+    raise errors.UserError(
+      f'--output {output} exists; give another folder, or remove it'
+    )
+  scan_files = luna16.find_scans(scans)
+  temporary = f'{output.rstrip(os.sep)}.incomplete'
+  shutil.rmtree(temporary, ignore_errors=True)
+  os.makedirs(temporary)
+  try:
+    result = discovery.discover(
+      scan_files, temporary, settings, strict=strict, options=options
+    )
+    os.rename(temporary, output)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return result
+
+
+def main(argv: Sequence[str]) -> None:
+  result = run(
+    _SCANS.value,
+    _OUTPUT.value,
+    common_flags.settings_from_flags(),
+    strict=_STRICT.value,
+    options=common_flags.beam_options(argv[1:]),
+  )
+  print('\n'.join(result.summary_lines()))
+  print(f'vocabulary: {_OUTPUT.value}')
+
+
+if __name__ == '__main__':
+  mains.run(main, known_only=True)

@@ -1,0 +1,250 @@
+r"""TFDS builder: chest CT scans -> visual words -> TFRecord shards.
+
+  cd beam_jobs && tfds build transvw_luna16 --manual_dir LUNA16 --data_dir DATA
+
+or, from anywhere,
+
+  tfds build transvw_luna16 --imports beam_jobs.transvw_luna16 \
+      --manual_dir LUNA16 --data_dir DATA
+
+Settings come as JSON: `--config '{"name": "ten", "words": 10}'`. The passes
+over the scans run on Beam's FnApiRunner in one process, unless Beam options say
+otherwise. Two processes, for example:
+
+  OPTIONS=runner=FnApiRunner,direct_num_workers=2
+  OPTIONS=$OPTIONS,direct_running_mode=multi_processing
+  tfds build ... --beam_pipeline_options=$OPTIONS
+"""
+
+import dataclasses
+import os
+from typing import ClassVar
+
+from absl import logging
+import apache_beam as beam
+import numpy as np
+import tensorflow_datasets as tfds
+
+from beam_jobs import discovery
+from beam_jobs import pipelines
+from beam_jobs import record_writer
+from beam_jobs import transforms
+from transvw_tf2 import errors
+from transvw_tf2 import schema
+from transvw_tf2.discovery import settings as settings_lib
+from transvw_tf2.discovery import vocabulary as vocabulary_lib
+from transvw_tf2.scans import luna16
+
+_SETTINGS = tuple(
+  field.name for field in dataclasses.fields(settings_lib.Settings)
+)
+_FIELDS = (*_SETTINGS, 'vocabulary', 'strict', 'writer')
+_WRITERS = ('disk', 'beam')
+# Removed when the shards are written.
+_CUBES_FOLDER = 'cubes.tmp'
+
+
+@dataclasses.dataclass
+class BuilderConfig(tfds.core.BuilderConfig):
+  """Settings of discovery, with the names and defaults of `discover_words`.
+
+  Attributes:
+    words: see `settings.Settings`, as all up to `seed`.
+    vocabulary: a folder that discover_words wrote, to be used instead of
+      discovering anew; the settings above are then those it was made with.
+    strict: stop at the first scan that cannot be used.
+    writer: `disk` shuffles the cubes on the disk of one machine; `beam` lets
+      Beam do it, for vocabularies beyond one machine (on one machine it holds
+      all cubes in memory). Both write the same records in the same order, but
+      where there are several shards, these begin at different records.
+  """
+
+  words: int = settings_lib.Settings.words
+  instances: int = settings_lib.Settings.instances
+  validation_instances: int = settings_lib.Settings.validation_instances
+  xy_border: int = settings_lib.Settings.xy_border
+  z_border: int = settings_lib.Settings.z_border
+  min_distance: float = settings_lib.Settings.min_distance
+  tries: int = settings_lib.Settings.tries
+  max_soft_tissue: float = settings_lib.Settings.max_soft_tissue
+  seed: int = settings_lib.Settings.seed
+  vocabulary: str | None = None
+  strict: bool = False
+  writer: str = 'disk'
+
+  def __new__(cls, *args, **fields):
+    """Checks the names of the fields, which come from the JSON of --config."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in fields:
+      if name not in known:
+        raise errors.UserError(
+          f'unknown config field "{name}"; known are name, {", ".join(_FIELDS)}'
+        )
+    # Neither is there when a config is copied.
+    if fields and not args and 'name' not in fields:
+      raise errors.UserError(
+        'a config needs a name of your choice, such as'
+        ' {"name": "ten", "words": 10}'
+      )
+    return super().__new__(cls)
+
+  def __post_init__(self):
+    self.settings()
+    if not isinstance(self.vocabulary, str | None):
+      raise errors.UserError(
+        f'config field vocabulary must be a path, got {self.vocabulary!r}'
+      )
+    if not isinstance(self.strict, bool):
+      raise errors.UserError(
+        f'config field strict must be true or false, got {self.strict!r}'
+      )
+    if self.writer not in _WRITERS:
+      raise errors.UserError(
+        f'config field writer must be one of {", ".join(_WRITERS)}, got'
+        f' {self.writer!r}'
+      )
+
+  def settings(self) -> settings_lib.Settings:
+    """Returns the settings of discovery; a value out of range raises."""
+    return settings_lib.Settings(
+      **{name: getattr(self, name) for name in _SETTINGS}
+    )
+
+  def check_settings_of(self, found: settings_lib.Settings) -> None:
+    """Refuses settings that a given vocabulary was not made with."""
+    default = settings_lib.Settings()
+    for name in _SETTINGS:
+      value, made_with = getattr(self, name), getattr(found, name)
+      if value not in (getattr(default, name), made_with):
+        raise errors.UserError(
+          f'config field {name} is {value}, but {self.vocabulary} was made'
+          f' with {made_with}; leave the field out, or discover anew'
+        )
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """Discovers visual words in chest CT scans and writes their cubes."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar = {'1.0.0': 'Initial release.'}
+  MANUAL_DOWNLOAD_INSTRUCTIONS = """
+  --manual_dir is a folder of chest CT scans in one of two layouts:
+
+  LUNA16: subset0/ .. subset9/ with {SeriesInstanceUID}.mhd and .raw, unpacked
+  from the ten archives subset0.zip .. subset9.zip that
+  https://luna16.grand-challenge.org/Download/ links to. Subsets 0-4 become the
+  training split, 5-6 validation, 7-9 are left for target tasks.
+
+  Your own scans: train/ and validation/, one patient a file (.mhd with its
+  .raw, .mha, .nii, .nii.gz, .nrrd, .npy) or a folder of one DICOM series.
+  """
+  builder_config_cls = BuilderConfig
+  BUILDER_CONFIGS: ClassVar = [
+    BuilderConfig(
+      name='default', description='The settings of the published study.'
+    )
+  ]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          # HU in [-1000, 1000], indexed [x, y, z].
+          'cube': tfds.features.Tensor(
+            shape=schema.CUBE_SHAPE,
+            dtype=np.int16,
+            encoding=tfds.features.Encoding.BYTES,
+          ),
+          # The number of words is known only after discovery.
+          'word': tfds.features.ClassLabel(),
+          'scan_id': tfds.features.Text(),
+          # 0 = native size, 1 and 2 = random in-plane size.
+          'resolution': tfds.features.Scalar(np.int32),
+          # The box in the scan, voxels [x, y, z].
+          'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+          'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+          # mm between voxels of the scan, [x, y, z].
+          'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
+          # 0 for the patient nearest to the word's reference.
+          'rank': tfds.features.Scalar(np.int32),
+          # L2 distance of the descriptors of this patient and the reference.
+          'distance': tfds.features.Scalar(np.float32),
+        }
+      ),
+      supervised_keys=('cube', 'word'),
+      homepage='https://github.com/fhaghighi/TransVW',
+    )
+
+  def _example_writer(self):
+    return record_writer.DeterministicWriter(self.info.file_format)
+
+  def _split_generators(self, dl_manager, pipeline):
+    pipelines.prefer_local_engine(pipeline)
+    engine = {'runner': pipeline.runner, 'options': pipeline.options}
+    scan_files = luna16.find_scans(_manual_dir(dl_manager))
+    words = self._find_words(scan_files, engine)
+    self.info.features['word'].names = [
+      f'{word.word:04d}' for word in words.words
+    ]
+    # A file of cubes per scan, not a shuffle in Beam: on one machine that
+    # would hold all cubes in memory.
+    requests = discovery.cut_cubes(
+      scan_files,
+      words.instances,
+      os.fspath(self.data_path / _CUBES_FOLDER),
+      **engine,
+    )
+    generators = {}
+    for split in (schema.TRAIN, schema.VALIDATION):
+      of_split = [one for one in requests if one.instances[0].split == split]
+      if of_split:
+        generators[split] = self._generate_examples(of_split)
+      else:
+        logging.warning('no scans for the %s split: it is left out', split)
+    return generators
+
+  def _find_words(self, scan_files, engine) -> vocabulary_lib.Vocabulary:
+    """Discovers the words, or takes those of the config's vocabulary.
+
+    Their files go to the folder of the data, and are renamed with it.
+    """
+    config = self.builder_config
+    folder = os.fspath(self.data_path)
+    if config.vocabulary:
+      found = discovery.copy_vocabulary(config.vocabulary, folder)
+      config.check_settings_of(found.settings)
+      lines = discovery.summary_lines(found)
+    else:
+      result = discovery.discover(
+        scan_files, folder, config.settings(), strict=config.strict, **engine
+      )
+      found, lines = result.vocabulary, result.summary_lines()
+    print('\n'.join(lines))
+    return found
+
+  def _generate_examples(self, requests):
+    """Gives (key, example) of all cubes of a split."""
+    if self.builder_config.writer == 'disk':
+      return transforms.read_and_remove_examples(requests)
+    return (
+      'CreateRequests' >> beam.Create(requests)
+      | 'SpreadCubes' >> beam.Reshuffle()
+      | 'ReadExamples' >> beam.FlatMap(transforms.read_examples)
+    )
+
+  def _process_pipeline_result(self, pipeline_result):
+    """Cleans up: TFDS calls this when both splits are written."""
+    del pipeline_result
+    (self.data_path / _CUBES_FOLDER).rmtree()
+
+
+def _manual_dir(dl_manager) -> str:
+  try:
+    return os.fspath(dl_manager.manual_dir)
+  except AssertionError as error:
+    # The first sentence of TFDS names the folder.
+    first = str(error).partition(' Create it')[0]
+    raise errors.UserError(
+      f'{first} --manual_dir must hold subset0 .. subset9 of LUNA16, or train/'
+      ' and validation/ with your own scans'
+    ) from error

@@ -1,0 +1,58 @@
+"""Engines and counters of Beam pipelines."""
+
+import apache_beam as beam
+from apache_beam.options import pipeline_options
+from apache_beam.runners.portability import fn_api_runner
+import pytest
+
+from beam_jobs import pipelines
+from transvw_tf2 import errors
+
+
+class CountNumberFn(beam.DoFn):
+  """Counts how many numbers there are, and their sum."""
+
+  def process(self, number):
+    pipelines.count('numbers')
+    pipelines.count('sum', number)
+    beam.metrics.Metrics.counter('other', 'not_ours').inc()
+    yield number
+
+
+def _runner(*arguments):
+  options = pipeline_options.PipelineOptions(list(arguments))
+  pipeline = beam.Pipeline(options=options)
+  pipelines.prefer_local_engine(pipeline)
+  return pipeline.runner
+
+
+def test_no_named_engine_gives_the_local_one():
+  assert isinstance(_runner(), fn_api_runner.FnApiRunner)
+  assert isinstance(
+    _runner('--direct_num_workers=2'), fn_api_runner.FnApiRunner
+  )
+
+
+def test_a_named_engine_is_kept():
+  assert isinstance(_runner('--runner=DirectRunner'), beam.runners.DirectRunner)
+  given = fn_api_runner.FnApiRunner()
+  pipeline = beam.Pipeline(runner=given)
+  pipelines.prefer_local_engine(pipeline)
+  assert pipeline.runner is given
+
+
+def test_run_returns_the_counters():
+  for _ in range(2):  # each run counts anew
+    transform = beam.Create([1, 2, 4]) | beam.ParDo(CountNumberFn())
+    assert pipelines.run(transform) == {'numbers': 3, 'sum': 7}
+
+
+def test_run_raises_what_a_transform_raises():
+  with pytest.raises(ZeroDivisionError):
+    pipelines.run(beam.Create([0]) | beam.Map(lambda number: 1 / number))
+
+
+def test_an_unknown_engine_is_named():
+  options = pipeline_options.PipelineOptions(['--runner=SteamRunner'])
+  with pytest.raises(errors.UserError, match=r'(?i)Beam options .*STEAMRUNNER'):
+    pipelines.run(beam.Create([0]), options=options)
