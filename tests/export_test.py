@@ -1,6 +1,5 @@
 """`python -m transvw_tf2.export` from the outside."""
 
-import json
 import os
 import subprocess
 import sys
@@ -10,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2.models import visual_word_net
+from transvw_tf2.training import checkpoints
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _CUBE = (4, 4, 4)
@@ -32,21 +32,22 @@ def test_exports_a_workdir(tmp_path):
   )
   cubes = np.random.default_rng(0).random((2, *_CUBE, 1), np.float32)
   model(cubes, training=True)
-  manager = tf.train.CheckpointManager(
-    tf.train.Checkpoint(model=model),
-    str(tmp_path / 'run' / 'checkpoints' / 'best'),
-    max_to_keep=1,
+  run = tmp_path / 'run'
+  run.mkdir()
+  checkpoints.write_description(
+    str(run),
+    {
+      'model': keras.saving.serialize_keras_object(model),
+      'cube_shape': _CUBE,
+      'words': ['one', 'two'],
+    },
   )
-  manager.save()
-  description = {
-    'model': keras.saving.serialize_keras_object(model),
-    'cube_shape': list(_CUBE),
-    'words': ['one', 'two'],
-  }
-  (tmp_path / 'run' / 'model.json').write_text(json.dumps(description))
+  checkpoints.Checkpoints(
+    str(run), model=model, progress=checkpoints.Progress()
+  ).save_best(1)
 
   output = str(tmp_path / 'model')
-  done = _run(workdir=tmp_path / 'run', output=output)
+  done = _run(workdir=run, output=output)
   assert done.returncode == 0, done.stderr
   hu = tf.constant(cubes * 2000 - 1000)
   function = tf.saved_model.load(output).signatures['serving_default']

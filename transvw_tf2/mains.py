@@ -1,6 +1,7 @@
 """Runs a main: what a user can put right becomes one line, not a traceback."""
 
 from collections.abc import Callable
+import os
 import sys
 
 from absl import app
@@ -8,6 +9,10 @@ from absl import flags
 from absl import logging
 
 from transvw_tf2 import errors
+
+# TensorFlow's C++ side tells little that a user can act on. Set here, for it
+# is read when TensorFlow is imported, and mains import this module first.
+os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 
 def _expected_errors() -> tuple[type[Exception], ...]:

@@ -246,7 +246,7 @@ def embed_file(
       f'output {output!r} is a folder, wanted a file: add a name such as x.npz'
     )
   encoder = load_encoder(model)
-  hu = reader.read_scan(scan).hu
+  hu = reader.read_scan(scan, cube_shape=encoder.cube_shape).hu
   embedding = embed_scan(encoder, hu, stride, batch_size)
   write_npz(output, embedding)
   return embedding

@@ -177,7 +177,13 @@ class Steps:
     Returns:
       dict of float32 (): sums of the task's losses, and `weight`, the cubes.
     """
-    return self._add_up(self._evaluate, batch, seed)
+
+    def replica_step(batch, seed):
+      # Not handed to the strategy itself: it would pull all replicas into the
+      # one XLA program.
+      return self._evaluate(batch, seed)
+
+    return self._add_up(replica_step, batch, seed)
 
   def _average_statistics(self):
     """Sets moving statistics to their mean over the replicas.
