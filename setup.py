@@ -57,6 +57,12 @@ setuptools.setup(
     'serve': ['kserve>=0.15'],
     'torch': ['torch>=2.4'],
     # dill is what tfds.testing imports.
-    'dev': ['dill>=0.3.9', 'pytest>=8.0', 'ruff>=0.8'],
+    'dev': [
+      'dill>=0.3.9',
+      'pytest>=8.0',
+      'ruff>=0.8',
+      'setuptools>=61',
+      'wheel>=0.40',
+    ],
   },
 )

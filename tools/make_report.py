@@ -13,7 +13,6 @@ import os
 from absl import flags
 import matplotlib.figure
 import numpy as np
-import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
@@ -167,5 +166,4 @@ def main(argv):
 
 
 if __name__ == '__main__':
-  tf.get_logger().setLevel('ERROR')
   mains.run(main)

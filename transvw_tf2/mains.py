@@ -1,6 +1,7 @@
 """Runs a main: what a user can put right becomes one line, not a traceback."""
 
 from collections.abc import Callable
+import logging as std_logging
 import os
 import sys
 
@@ -31,6 +32,17 @@ def _is_for_users(record) -> bool:
   )
 
 
+def _log_for_users() -> None:
+  """Shows warnings, or what --verbosity asks for, once each."""
+  if not flags.FLAGS['verbosity'].present:
+    logging.set_verbosity(logging.WARNING)
+  logging.get_absl_logger().addFilter(_is_for_users)
+  # TensorFlow would print its messages through a handler of its own as well.
+  tensorflow_logger = std_logging.getLogger('tensorflow')
+  tensorflow_logger.handlers.clear()
+  tensorflow_logger.setLevel(logging.get_absl_logger().getEffectiveLevel())
+
+
 def run(
   main: Callable[[list[str]], int | None], *, known_only: bool = False
 ) -> None:
@@ -48,6 +60,7 @@ def run(
   """
 
   def guarded(argv):
+    _log_for_users()
     try:
       return main(argv)
     except _expected_errors() as error:
@@ -56,8 +69,6 @@ def run(
       print('error:', ' '.join(text.split()), file=sys.stderr)
       return 1
 
-  flags.FLAGS.set_default('verbosity', logging.WARNING)
-  logging.get_absl_logger().addFilter(_is_for_users)
   app.run(guarded, **({'flags_parser': _parse_known} if known_only else {}))
 
 

@@ -1,0 +1,82 @@
+"""Every command of the README is run: here, or by the tests it names."""
+
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from tests.training import tiny_data
+from transvw_tf2.scans import luna16
+from transvw_tf2.scans import phantom
+
+_ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# These two run in tests/tools/quickstart_test.py, and as the tests themselves.
+_ELSEWHERE = ('bash tools/quickstart.sh', 'bash tools/test.sh')
+
+
+def _text():
+  with open(os.path.join(_ROOT, 'README.md'), encoding='utf-8') as file:
+    return file.read()
+
+
+def _blocks(language):
+  return re.findall(rf'```{language}\n(.*?)```', _text(), re.DOTALL)
+
+
+def test_all_blocks_are_known():
+  languages = set(re.findall(r'^```(\w*)\n', _text(), re.MULTILINE))
+  assert languages == {'', 'bash', 'python', 'bibtex'}
+  first, *others = _blocks('bash')
+  assert all(line.startswith(_ELSEWHERE) for line in first.splitlines())
+  assert len(others) >= 6
+
+
+@pytest.mark.long
+def test_the_commands_work_one_after_another(tmp_path):
+  scans = tmp_path / 'LUNA16'
+  scans.mkdir()
+  # Large enough for a global batch of 32, small enough for a minute.
+  phantom.write_luna16(str(scans), 17, (96, 96, 64), seed=3)
+  words = {
+    name: str(tmp_path / name)
+    for name in (
+      *('LUNA16', 'DATA', 'OTHER_DATA', 'VOCABULARY'),
+      *('WORKDIR', 'OTHER_WORKDIR', 'ENCODER', 'SCAN.npz'),
+    )
+  } | {'SCAN.mhd': luna16.find_scans(str(scans))[0].path}
+  tiny = ' '.join(
+    f"--gin_param='{binding}'"
+    for binding in (*tiny_data.GIN, 'train.epochs = 1')
+  )
+  environment = {
+    **os.environ,
+    'PATH': os.path.dirname(sys.executable) + os.pathsep + os.environ['PATH'],
+  }
+  for block in _blocks('bash')[1:]:
+    command = re.sub(
+      r'(?<![\w/])(' + '|'.join(map(re.escape, words)) + r')(?![\w/])',
+      lambda found: words[found[0]],
+      block,
+    )
+    command = command.replace('transvw_tf2.train', f'transvw_tf2.train {tiny}')
+    command = command.replace('gpu:0,1', 'cpu:2')
+    done = subprocess.run(
+      ['bash', '-euc', command],
+      capture_output=True,
+      text=True,
+      cwd=_ROOT,
+      env=environment,
+      check=False,
+    )
+    assert done.returncode == 0, f'{block}\n{done.stderr[-2000:]}'
+  with np.load(words['SCAN.npz']) as arrays:
+    assert set(arrays) == {'embeddings', 'places', 'mean'}
+
+  (code,) = _blocks('python')
+  namespace = {}
+  exec(code.replace("'DATA'", repr(words['DATA'])), namespace)
+  assert isinstance(next(iter(tfds.as_numpy(namespace['cubes']))), dict)
