@@ -23,14 +23,26 @@ _HELP = {
   'tries': 'Places drawn in a scan before another reference is taken.',
   'max_soft_tissue': 'A place with a larger share of soft tissue is refused.',
   'seed': 'Decides everything that is random.',
+  'frame': 'How a place is found in another patient: voxel, the same voxels, as'
+  ' published; or lung, the same place in relation to the lungs, with the same'
+  ' size in mm.',
 }
 
 
-def define_settings() -> None:
-  """Defines one flag for each field of `settings.Settings`."""
+def define_settings(leave_out: Sequence[str] = ()) -> None:
+  """Defines one flag for each field of `settings.Settings`.
+
+  Args:
+    leave_out: fields that get no flag, and keep their defaults.
+  """
+  define = {
+    int: flags.DEFINE_integer,
+    float: flags.DEFINE_float,
+    str: flags.DEFINE_string,
+  }
   for field in dataclasses.fields(settings_lib.Settings):
-    define = flags.DEFINE_float if field.type is float else flags.DEFINE_integer
-    define(field.name, field.default, _HELP[field.name])
+    if field.name not in leave_out:
+      define[field.type](field.name, field.default, _HELP[field.name])
 
 
 def settings_from_flags(
@@ -39,7 +51,11 @@ def settings_from_flags(
   """Returns the settings that the flags of `define_settings` say."""
   fields = dataclasses.fields(settings_lib.Settings)
   return settings_lib.Settings(
-    **{field.name: values[field.name].value for field in fields}
+    **{
+      field.name: values[field.name].value
+      for field in fields
+      if field.name in values
+    }
   )
 
 

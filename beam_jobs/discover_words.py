@@ -1,12 +1,15 @@
-r"""Discovers visual words in chest CT scans, without cutting the cubes.
+r"""Discovers visual words in chest CT scans, without writing the cubes.
 
   python -m beam_jobs.discover_words --scans LUNA16 --output VOCABULARY \
       --runner=FnApiRunner --direct_num_workers=2 \
       --direct_running_mode=multi_processing
 
 Writes vocabulary.json, instances.csv, rejected.csv and descriptors.npz, all of
-them or none. All that is not a flag of this job is handed to Beam as an option;
-where no --runner is named, the FnApiRunner runs the job on this machine.
+them or none. `--quality` reads the scans once more, measures how alike the
+cubes of a word are, and writes quality.json. `--extend vocabulary.json` adds
+words to those of an earlier run, which stay as they are. All that is not a flag
+of this job is handed to Beam as an option; where no --runner is named, the
+FnApiRunner runs the job on this machine.
 """
 
 from collections.abc import Sequence
@@ -18,8 +21,10 @@ from apache_beam.options import pipeline_options
 
 from beam_jobs import common_flags
 from beam_jobs import discovery
+from beam_jobs import word_quality
 from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.scans import luna16
 
@@ -30,6 +35,18 @@ _OUTPUT = flags.DEFINE_string(
 _STRICT = flags.DEFINE_boolean(
   'strict', False, 'Stop at the first scan that cannot be used.'
 )
+_EXTEND = flags.DEFINE_string(
+  'extend',
+  None,
+  'A vocabulary.json of the same scans. Words are added to it until there are'
+  ' --words; its own and their cubes stay the same. Other settings are taken'
+  ' from it.',
+)
+_QUALITY = flags.DEFINE_boolean(
+  'quality',
+  False,
+  'Measure how alike the cubes of a word are; reads the scans a second time.',
+)
 common_flags.define_settings()
 
 
@@ -39,8 +56,10 @@ def run(
   settings: settings_lib.Settings,
   *,
   strict: bool = False,
+  extend: str | None = None,
+  measure: bool = False,
   options: pipeline_options.PipelineOptions | None = None,
-) -> discovery.Result:
+) -> tuple[discovery.Result, quality.Quality | None]:
   """Discovers the words of a folder of scans into a new folder.
 
   Args:
@@ -48,7 +67,12 @@ def run(
     output: folder to make; it appears only when all is written.
     settings: see `settings.Settings`.
     strict: see `discovery.discover`.
+    extend: see `discovery.discover`.
+    measure: whether to measure the quality of the words.
     options: Beam options.
+
+  Returns:
+    What was found, and its quality where it was measured.
 
   Raises:
     UserError: `output` exists, or as `luna16.find_scans` and
@@ -64,23 +88,39 @@ def run(
   os.makedirs(temporary)
   try:
     result = discovery.discover(
-      scan_files, temporary, settings, strict=strict, options=options
+      scan_files,
+      temporary,
+      settings,
+      strict=strict,
+      extend=extend,
+      options=options,
     )
+    measured = None
+    if measure:
+      measured = word_quality.cut_and_measure(
+        scan_files, result.vocabulary, scans, temporary, options=options
+      )
+      quality.write_quality(temporary, measured)
     os.rename(temporary, output)
   finally:
     shutil.rmtree(temporary, ignore_errors=True)
-  return result
+  return result, measured
 
 
 def main(argv: Sequence[str]) -> None:
-  result = run(
+  result, measured = run(
     _SCANS.value,
     _OUTPUT.value,
     common_flags.settings_from_flags(),
     strict=_STRICT.value,
+    extend=_EXTEND.value,
+    measure=_QUALITY.value,
     options=common_flags.beam_options(argv[1:]),
   )
-  print('\n'.join(result.summary_lines()))
+  lines = result.summary_lines() + (
+    measured.summary_lines() if measured else []
+  )
+  print('\n'.join(lines))
   print(f'vocabulary: {_OUTPUT.value}')
 
 

@@ -19,6 +19,10 @@ from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.discovery import descriptors
+from transvw_tf2.discovery import extension
+from transvw_tf2.discovery import frames
+from transvw_tf2.discovery import lung_box
+from transvw_tf2.discovery import selection
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
@@ -76,6 +80,7 @@ def discover(
   settings: settings_lib.Settings,
   *,
   strict: bool = False,
+  extend: str | None = None,
   runner: beam_runner.PipelineRunner | None = None,
   options: pipeline_options.PipelineOptions | None = None,
 ) -> Result:
@@ -89,12 +94,20 @@ def discover(
     settings: see `settings.Settings`.
     strict: stop at the first scan that cannot be used, or whose borders would
       have to be reduced, instead of going on with the others.
+    extend: the vocabulary.json of a vocabulary of the same scans, or its
+      folder, to which words are added until there are `settings.words`. The
+      other settings are those it was made with.
     runner: see `pipelines.run`.
     options: Beam options.
 
   Raises:
-    UserError: too few usable scans, no word, or, with `strict`, a bad scan.
+    UserError: too few usable scans, no word, a vocabulary that cannot be
+      extended, or, with `strict`, a bad scan.
   """
+  old = None
+  if extend:
+    old = _read_extended(extend, settings, scan_files)
+    settings = dataclasses.replace(old.settings, words=settings.words)
   wanted = sorted(one for one in scan_files if one.split != schema.HELD_OUT)
   if not any(one.split == schema.TRAIN for one in wanted):
     raise errors.UserError(
@@ -118,9 +131,39 @@ def discover(
         f'strict: a scan cannot be used: {line}; mend or remove it, or leave'
         ' out strict to go on without it'
       )
-    return _build(summaries, folder, settings)
+    return _build(summaries, folder, settings, extend, old)
   finally:
     shutil.rmtree(summaries)
+
+
+def _read_extended(
+  extend: str,
+  settings: settings_lib.Settings,
+  scan_files: Sequence[luna16.ScanFile],
+) -> vocabulary.Vocabulary:
+  """Reads the vocabulary to be extended and checks what can be yet."""
+  folder, name = os.path.split(extend)
+  if name != vocabulary.VOCABULARY_FILE:
+    folder = extend
+  old = vocabulary.read_vocabulary(folder or os.curdir)
+  if settings.words <= len(old.words):
+    raise errors.UserError(
+      f'words is {settings.words}, but {extend} has {len(old.words)} already;'
+      ' give more, the old ones included'
+    )
+  settings_lib.check_same(settings, old.settings, extend, leave_out=('words',))
+  known = {one.scan_id for one in scan_files}
+  for one in old.instances:
+    if one.scan_id not in known:
+      raise _missing_scan(one.scan_id, scan_files)
+  return old
+
+
+def _missing_scan(scan_id, scan_files) -> errors.UserError:
+  return errors.UserError(
+    f'the vocabulary needs scan {scan_id}, which is not among the'
+    f' {len(scan_files)} scans given; use the scans it was made from'
+  )
 
 
 def copy_vocabulary(source: str, folder: str) -> vocabulary.Vocabulary:
@@ -151,6 +194,7 @@ def cut_cubes(
   instances: Sequence[vocabulary.Instance],
   folder: str,
   *,
+  frame: str = frames.VOXEL,
   runner: beam_runner.PipelineRunner | None = None,
   options: pipeline_options.PipelineOptions | None = None,
 ) -> list[transforms.CutRequest]:
@@ -160,6 +204,7 @@ def cut_cubes(
     scan_files: the scans that the vocabulary was made from.
     instances: the cubes wanted.
     folder: a folder to make.
+    frame: that of the vocabulary's settings.
     runner: see `pipelines.run`.
     options: Beam options.
 
@@ -170,12 +215,11 @@ def cut_cubes(
     UserError: a scan is missing, or is not what it was.
   """
   try:
-    requests = transforms.group_requests(scan_files, instances, folder)
+    requests = transforms.group_requests(
+      scan_files, instances, folder, anti_aliasing=frame == frames.LUNG
+    )
   except KeyError as error:
-    raise errors.UserError(
-      f'the vocabulary needs scan {error.args[0]}, which is not among the'
-      f' {len(scan_files)} scans given; use the scans it was made from'
-    ) from error
+    raise _missing_scan(error.args[0], scan_files) from error
   os.makedirs(folder)
   stop = transforms.StopFile(os.path.join(folder, 'stop'))
   pipelines.run(
@@ -191,7 +235,7 @@ def cut_cubes(
   return requests
 
 
-def _build(summaries, folder, settings) -> Result:
+def _build(summaries, folder, settings, extend, old) -> Result:
   """Builds the vocabulary from the summaries of pass 1."""
   rows = sorted(
     _read_rows(summaries, _LIGHT_COLUMNS), key=lambda row: row['scan_id']
@@ -211,11 +255,13 @@ def _build(summaries, folder, settings) -> Result:
     )
   scan_ids = [row['scan_id'] for row in usable]
   matrix = _describe(summaries, scan_ids, train_ids)
-  found = vocabulary.build_vocabulary(
+  found = selection.build_vocabulary(
     [_scan_row(row) for row in usable],
     dict(zip(scan_ids, matrix, strict=True)),
     settings,
   )
+  if old:
+    extension.check_extends(found, old, extend)
   vocabulary.write_rejected(folder, rejected)
   vocabulary.write_descriptors(folder, scan_ids, matrix)
   vocabulary.write_vocabulary(folder, found)
@@ -261,12 +307,18 @@ def _read_rows(folder: str, columns: Sequence[str]) -> Iterator[dict]:
       yield from batch.to_pylist()
 
 
-def _scan_row(row) -> vocabulary.ScanRow:
-  return vocabulary.ScanRow(
+def _scan_row(row) -> selection.ScanRow:
+  lungs = {
+    field.name: tuple(row[f'lungs_{field.name}'])
+    for field in dataclasses.fields(lung_box.LungBox)
+  }
+  return selection.ScanRow(
     scan_id=row['scan_id'],
     split=row['split'],
     size=tuple(row['size']),
     candidates=np.asarray(row['candidates'], np.int32).reshape(-1, 3),
+    spacing=tuple(row['spacing']),
+    lungs=lung_box.LungBox(**lungs) if lungs['low'] else None,
   )
 
 

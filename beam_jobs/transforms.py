@@ -18,6 +18,8 @@ import threadpoolctl
 from beam_jobs import pipelines
 from transvw_tf2 import schema
 from transvw_tf2.discovery import cubes
+from transvw_tf2.discovery import frames
+from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import summary
 from transvw_tf2.discovery import vocabulary
@@ -32,6 +34,12 @@ SUMMARY_SCHEMA = pa.schema(
     ('reason', pa.string()),  # empty for a usable scan
     ('detail', pa.string()),
     ('size', pa.list_(pa.int32())),  # voxels [x, y, z]
+    ('spacing', pa.list_(pa.float64())),  # mm [x, y, z]
+    # A `lung_box.LungBox`, or nothing where none was found or wanted.
+    ('lungs_low', pa.list_(pa.float64())),
+    ('lungs_high', pa.list_(pa.float64())),
+    ('lungs_low_cut', pa.list_(pa.bool_())),
+    ('lungs_high_cut', pa.list_(pa.bool_())),
     ('candidates', pa.list_(pa.int32())),  # (n, 3) flattened, voxels
     ('border_reduced', pa.bool_()),
     ('filter_relaxed', pa.bool_()),
@@ -115,10 +123,17 @@ class SummariseScanFn(beam.DoFn):
     if one.filter_relaxed:
       pipelines.count('scans_with_relaxed_filter')
     pipelines.count('places_found', len(one.candidates))
+    lungs = dataclasses.asdict(one.lungs) if one.lungs else _NO_LUNGS
+    if self._settings.frame == frames.LUNG:
+      pipelines.count(
+        'scans_with_lungs' if one.lungs else 'scans_without_lungs'
+      )
     return {
       'reason': '',
       'detail': '',
       'size': list(one.size),
+      'spacing': list(one.spacing),
+      **{f'lungs_{name}': list(value) for name, value in lungs.items()},
       'candidates': one.candidates.ravel().tolist(),
       'border_reduced': one.border_reduced,
       'filter_relaxed': one.filter_relaxed,
@@ -126,8 +141,12 @@ class SummariseScanFn(beam.DoFn):
     }
 
 
+_NO_LUNGS = {field.name: () for field in dataclasses.fields(lung_box.LungBox)}
+
 _REJECTED = {
   'size': [],
+  'spacing': [],
+  **{f'lungs_{name}': [] for name in _NO_LUNGS},
   'candidates': [],
   'border_reduced': False,
   'filter_relaxed': False,
@@ -176,11 +195,13 @@ class CutRequest:
     scan_file: the scan.
     instances: the cubes, in the order in which they are written.
     output: the file to write.
+    anti_aliasing: see `cubes.cut_cube`.
   """
 
   scan_file: luna16.ScanFile
   instances: tuple[vocabulary.Instance, ...]
   output: str
+  anti_aliasing: bool = False
 
 
 class CutCubesFn(beam.DoFn):
@@ -213,7 +234,9 @@ class CutCubesFn(beam.DoFn):
       temporary, 'w+', _CUBE_DTYPE, shape=(len(request.instances),)
     )
     for index, one in enumerate(request.instances):
-      written['cube'][index] = cubes.cut_cube(scan.hu, one.origin, one.size)
+      written['cube'][index] = cubes.cut_cube(
+        scan.hu, one.origin, one.size, anti_aliasing=request.anti_aliasing
+      )
     written['spacing'] = scan.geometry.spacing
     written.flush()
     os.replace(temporary, request.output)
@@ -238,6 +261,8 @@ def group_requests(
   scan_files: Sequence[luna16.ScanFile],
   instances: Sequence[vocabulary.Instance],
   folder: str,
+  *,
+  anti_aliasing: bool = False,
 ) -> list[CutRequest]:
   """Groups instances by scan; one request, and one file, per scan.
 
@@ -245,6 +270,7 @@ def group_requests(
     scan_files: all scans.
     instances: the cubes wanted, of any number of scans.
     folder: where the files will be written.
+    anti_aliasing: see `cubes.cut_cube`.
 
   Raises:
     KeyError: an instance names a scan that is not among `scan_files`.
@@ -258,6 +284,7 @@ def group_requests(
       scan_file=by_id[scan_id],
       instances=tuple(grouped[scan_id]),
       output=os.path.join(folder, f'{schema.stable_hash(scan_id):016x}.npy'),
+      anti_aliasing=anti_aliasing,
     )
     for scan_id in sorted(grouped)
   ]

@@ -29,8 +29,10 @@ from beam_jobs import discovery
 from beam_jobs import pipelines
 from beam_jobs import record_writer
 from beam_jobs import transforms
+from beam_jobs import word_quality
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import vocabulary as vocabulary_lib
 from transvw_tf2.scans import luna16
@@ -38,7 +40,7 @@ from transvw_tf2.scans import luna16
 _SETTINGS = tuple(
   field.name for field in dataclasses.fields(settings_lib.Settings)
 )
-_FIELDS = (*_SETTINGS, 'vocabulary', 'strict', 'writer')
+_FIELDS = (*_SETTINGS, 'vocabulary', 'extend', 'strict', 'writer')
 _WRITERS = ('disk', 'beam')
 # Removed when the shards are written.
 _CUBES_FOLDER = 'cubes.tmp'
@@ -49,9 +51,11 @@ class BuilderConfig(tfds.core.BuilderConfig):
   """Settings of discovery, with the names and defaults of `discover_words`.
 
   Attributes:
-    words: see `settings.Settings`, as all up to `seed`.
+    words: see `settings.Settings`, as all up to `frame`.
     vocabulary: a folder that discover_words wrote, to be used instead of
       discovering anew; the settings above are then those it was made with.
+    extend: the vocabulary.json of an earlier run over the same scans, to which
+      words are added until there are `words`; the old ones stay the same.
     strict: stop at the first scan that cannot be used.
     writer: `disk` shuffles the cubes on the disk of one machine; `beam` lets
       Beam do it, for vocabularies beyond one machine (on one machine it holds
@@ -68,7 +72,9 @@ class BuilderConfig(tfds.core.BuilderConfig):
   tries: int = settings_lib.Settings.tries
   max_soft_tissue: float = settings_lib.Settings.max_soft_tissue
   seed: int = settings_lib.Settings.seed
+  frame: str = settings_lib.Settings.frame
   vocabulary: str | None = None
+  extend: str | None = None
   strict: bool = False
   writer: str = 'disk'
 
@@ -90,9 +96,15 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
   def __post_init__(self):
     self.settings()
-    if not isinstance(self.vocabulary, str | None):
+    for name in ('vocabulary', 'extend'):
+      if not isinstance(getattr(self, name), str | None):
+        raise errors.UserError(
+          f'config field {name} must be a path, got {getattr(self, name)!r}'
+        )
+    if self.vocabulary and self.extend:
       raise errors.UserError(
-        f'config field vocabulary must be a path, got {self.vocabulary!r}'
+        'config fields vocabulary and extend exclude each other: the first'
+        ' takes words as they are, the second adds to them'
       )
     if not isinstance(self.strict, bool):
       raise errors.UserError(
@@ -109,17 +121,6 @@ class BuilderConfig(tfds.core.BuilderConfig):
     return settings_lib.Settings(
       **{name: getattr(self, name) for name in _SETTINGS}
     )
-
-  def check_settings_of(self, found: settings_lib.Settings) -> None:
-    """Refuses settings that a given vocabulary was not made with."""
-    default = settings_lib.Settings()
-    for name in _SETTINGS:
-      value, made_with = getattr(self, name), getattr(found, name)
-      if value not in (getattr(default, name), made_with):
-        raise errors.UserError(
-          f'config field {name} is {value}, but {self.vocabulary} was made'
-          f' with {made_with}; leave the field out, or discover anew'
-        )
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
@@ -181,7 +182,8 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager, pipeline):
     pipelines.prefer_local_engine(pipeline)
     engine = {'runner': pipeline.runner, 'options': pipeline.options}
-    scan_files = luna16.find_scans(_manual_dir(dl_manager))
+    scans = _manual_dir(dl_manager)
+    scan_files = luna16.find_scans(scans)
     words = self._find_words(scan_files, engine)
     self.info.features['word'].names = [
       f'{word.word:04d}' for word in words.words
@@ -192,8 +194,12 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       scan_files,
       words.instances,
       os.fspath(self.data_path / _CUBES_FOLDER),
+      frame=words.settings.frame,
       **engine,
     )
+    measured = word_quality.measure(requests, words, scans)
+    quality.write_quality(os.fspath(self.data_path), measured)
+    print('\n'.join(measured.summary_lines()))
     generators = {}
     for split in (schema.TRAIN, schema.VALIDATION):
       of_split = [one for one in requests if one.instances[0].split == split]
@@ -212,11 +218,18 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     folder = os.fspath(self.data_path)
     if config.vocabulary:
       found = discovery.copy_vocabulary(config.vocabulary, folder)
-      config.check_settings_of(found.settings)
+      settings_lib.check_same(
+        config.settings(), found.settings, config.vocabulary
+      )
       lines = discovery.summary_lines(found)
     else:
       result = discovery.discover(
-        scan_files, folder, config.settings(), strict=config.strict, **engine
+        scan_files,
+        folder,
+        config.settings(),
+        strict=config.strict,
+        extend=config.extend,
+        **engine,
       )
       found, lines = result.vocabulary, result.summary_lines()
     print('\n'.join(lines))

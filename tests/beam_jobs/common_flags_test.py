@@ -54,7 +54,7 @@ def test_stray_arguments_are_named(arguments):
 
 def test_settings_flags_have_the_fields_and_defaults(monkeypatch):
   values = flags.FlagValues()
-  for kind in ('DEFINE_integer', 'DEFINE_float'):
+  for kind in ('DEFINE_integer', 'DEFINE_float', 'DEFINE_string'):
     define = getattr(flags, kind)
     monkeypatch.setattr(
       flags,
@@ -66,6 +66,7 @@ def test_settings_flags_have_the_fields_and_defaults(monkeypatch):
   assert common_flags.settings_from_flags(values) == settings_lib.Settings()
   names = {field.name for field in dataclasses.fields(settings_lib.Settings)}
   assert names <= set(values)
-  values(['job', '--words=3', '--min_distance=2.5', '--seed=9'])
+  values(['job', '--words=3', '--min_distance=2.5', '--frame=lung'])
   settings = common_flags.settings_from_flags(values)
-  assert (settings.words, settings.min_distance, settings.seed) == (3, 2.5, 9)
+  assert (settings.words, settings.min_distance) == (3, 2.5)
+  assert settings.frame == 'lung'

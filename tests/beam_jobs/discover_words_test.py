@@ -11,6 +11,7 @@ import pytest
 
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
+from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import vocabulary
 
@@ -74,6 +75,32 @@ def test_the_job_writes_a_vocabulary(job, scans, tmp_path, capsys):
   )
 
 
+def test_the_job_measures_the_words_where_asked(job, scans, tmp_path, capsys):
+  output = str(tmp_path / 'vocabulary')
+  with flagsaver.flagsaver(
+    scans=scans, output=output, quality=True, **_SETTINGS
+  ):
+    job.main(['discover_words'])
+  # 2 words in 4 training and 2 validation patients.
+  line = capsys.readouterr().out.splitlines()[-2]
+  assert line.startswith('quality of 12 cubes: similarity ')
+  assert sorted(os.listdir(output)) == sorted([*_FILES, 'quality.json'])
+  assert quality.read_quality(output).overall.cubes == 12
+
+
+def test_the_job_extends_a_vocabulary(job, scans, tmp_path, capsys):
+  one, two = str(tmp_path / 'one'), str(tmp_path / 'two')
+  job.run(scans, one, settings_lib.Settings(**_SETTINGS))
+  with flagsaver.flagsaver(
+    scans=scans, output=two, words=4, extend=f'{one}/vocabulary.json'
+  ):
+    job.main(['discover_words'])
+  assert 'words: 4, cubes: 56' in capsys.readouterr().out.splitlines()
+  old, new = (vocabulary.read_vocabulary(folder) for folder in (one, two))
+  assert new.words[:2] == old.words
+  assert new.settings == settings_lib.Settings(**_SETTINGS | {'words': 4})
+
+
 @pytest.mark.long
 def test_two_processes_write_the_same_vocabulary(job, scans, tmp_path):
   one, two = str(tmp_path / 'one'), str(tmp_path / 'two')
@@ -122,7 +149,10 @@ def test_an_unknown_flag_is_named(scans, tmp_path):
 def test_help_shows_the_shared_flags_too(job):
   key_flags = flags.FLAGS.get_key_flags_for_module(job.__name__)
   names = {flag.name for flag in key_flags}
-  assert names >= {'scans', 'output', 'strict', 'words', 'min_distance', 'seed'}
+  assert names >= {
+    *('scans', 'output', 'strict', 'extend', 'quality'),
+    *('words', 'min_distance', 'seed', 'frame'),
+  }
 
 
 def test_an_output_that_exists_is_kept(job, scans, tmp_path):

@@ -302,3 +302,69 @@ def test_copying_a_vocabulary(found, tmp_path):
   assert _read(tmp_path) == _read(folder)
   with pytest.raises(errors.UserError, match='no vocabulary in'):
     discovery.copy_vocabulary(str(tmp_path / 'gone'), str(tmp_path))
+
+
+def test_more_words_are_added_to_a_vocabulary(found, scans, tmp_path):
+  folder, result = found
+  scan_files = luna16.find_scans(scans)
+  more, fresh = str(tmp_path / 'more'), str(tmp_path / 'fresh')
+  for path in (more, fresh):
+    os.makedirs(path)
+  settings = dataclasses.replace(_SETTINGS, words=5)
+  # The other settings may be given, or left out.
+  extended = discovery.discover(
+    scan_files,
+    more,
+    settings_lib.Settings(words=5),
+    extend=os.path.join(folder, 'vocabulary.json'),
+  )
+  assert extended.vocabulary.settings == settings
+  assert len(extended.vocabulary.words) == 5
+  assert extended.vocabulary.words[:3] == result.vocabulary.words
+  old = _read(folder)['instances.csv'].splitlines()
+  rows = _read(more)['instances.csv'].splitlines()
+  assert [row for row in rows[1:] if int(row.split(b',')[1]) < 3] == old[1:]
+  assert len(rows) == 1 + 5 * 10
+  # Just what discovering all of them at once gives.
+  discovery.discover(scan_files, fresh, settings)
+  assert _read(more) == _read(fresh)
+
+
+def test_vocabularies_that_cannot_be_extended(found, scans, tmp_path):
+  folder, result = found
+  scan_files = luna16.find_scans(scans)
+  reads = mock.Mock(wraps=reader.read_scan)
+
+  def refused(line, scan_files=scan_files, extend=folder, **changes):
+    settings = settings_lib.Settings(**{'words': 5} | changes)
+    with (
+      pytest.raises(errors.UserError, match=line) as caught,
+      mock.patch.object(reader, 'read_scan', reads),
+    ):
+      discovery.discover(scan_files, str(tmp_path), settings, extend=extend)
+    assert '\n' not in str(caught.value)
+    assert os.listdir(tmp_path) == []
+
+  refused('no vocabulary in', extend=str(tmp_path / 'gone'))
+  refused('words is 3, but .* has 3 already; give more', words=3)
+  refused('seed is 2, but .* was made with 1; leave seed out', seed=2)
+  refused('frame is lung, but .* was made with voxel', frame='lung')
+  needed = result.vocabulary.instances[0].scan_id
+  without = [one for one in scan_files if one.scan_id != needed]
+  refused(f'the vocabulary needs scan {needed}, which is not', without)
+  # All that before a scan is read.
+  reads.assert_not_called()
+  (tmp_path / 'scans').mkdir()
+  extra = tiny_scans.write_scan(tmp_path / 'scans', 77)
+  more = luna16.ScanFile(
+    extra, str(tmp_path / 'scans' / f'{extra}.mhd'), schema.TRAIN
+  )
+  with pytest.raises(errors.UserError, match=r'cannot be extended: .* differ'):
+    (tmp_path / 'found').mkdir()
+    discovery.discover(
+      [*scan_files, more],
+      str(tmp_path / 'found'),
+      settings_lib.Settings(words=5),
+      extend=folder,
+    )
+  assert os.listdir(tmp_path / 'found') == []

@@ -310,3 +310,47 @@ def test_where_no_cube_fits_no_box_is_looked_for():
   for resolution in schema.RESOLUTIONS:
     with pytest.raises(ValueError, match='no cube fits at'):
       places.draw_box((0, 0, 0), resolution, (49, 100, 40), rng)
+
+
+def test_a_scaled_box_is_rounded_at_both_ends():
+  rng = np.random.default_rng(0)
+  place, scale = (3.3, 10.6, 2.25), (0.5, 1.25, 0.5)
+  # 3.3 to 35.3, 10.6 to 90.6, 2.25 to 18.25
+  box = places.draw_box(place, 0, (40, 95, 20), rng, scale)
+  assert box == ((3, 11, 2), (32, 80, 16))
+  for size, fits in (
+    ((35, 91, 18), True),
+    ((34, 91, 18), False),
+    ((35, 90, 18), False),
+    ((35, 91, 17), False),
+  ):
+    assert places.cube_fits(place, size, scale) is fits
+  assert not places.cube_fits((-0.6, 0, 0), (200, 200, 200), scale)
+  assert places.cube_fits((-0.4, 0, 0), (200, 200, 200), scale)
+
+
+def test_scaled_boxes_lie_inside_and_are_those_of_the_reference_scaled():
+  place, scale, size = (20.2, 30.7, 8.9), (0.5, 1.5, 2.0), (70, 160, 73)
+  boxes = [
+    places.draw_box(place, 1, size, np.random.default_rng(seed), scale)
+    for seed in range(300)
+  ]
+  for seed, (origin, sides) in enumerate(boxes):
+    assert min(origin) >= 0
+    assert np.all(np.add(origin, sides) <= size)
+    assert (origin[2], sides[2]) == (9, 64)  # 8.9 to 72.9
+    # A scan large enough takes the first that is drawn.
+    rng = np.random.default_rng(seed)
+    side, shift = rng.integers(50, 80), rng.integers(-10, 10, size=2)
+    low = np.add(place[:2], shift * np.array(scale[:2]))
+    high = low + side * np.array(scale[:2])
+    if min(low) >= 0 and np.all(high <= size[:2]):
+      assert origin[:2] == tuple(np.rint(low))
+      assert tuple(np.add(origin, sides)[:2]) == tuple(np.rint(high))
+
+
+def test_a_scaled_box_has_a_voxel_at_least():
+  box = places.draw_box(
+    (5, 5, 5), 0, (10, 10, 10), np.random.default_rng(0), (0.01, 0.01, 0.001)
+  )
+  assert box == ((5, 5, 5), (1, 1, 1))

@@ -20,6 +20,7 @@ def test_defaults_are_those_of_the_study():
     'tries': 200,
     'max_soft_tissue': 0.15,
     'seed': 1,
+    'frame': 'voxel',
   }
   assert vocabulary.Settings is settings.Settings
 
@@ -50,6 +51,16 @@ def test_values_that_cannot_be(name, value, wanted):
   assert str(caught.value) == f'{name} must be {wanted}, got {value!r}'
 
 
+def test_a_frame_that_is_not_known():
+  settings.Settings(frame='lung')
+  for frame in ('body', '', None, 1):
+    with pytest.raises(
+      errors.UserError,
+      match=f'frame must be one of voxel, lung, got {frame!r}',
+    ):
+      settings.Settings(frame=frame)
+
+
 def test_least_values():
   settings.Settings(
     words=1,
@@ -62,3 +73,19 @@ def test_least_values():
     max_soft_tissue=0,
     seed=0,
   )
+
+
+def test_settings_must_be_those_of_a_given_vocabulary():
+  made_with = settings.Settings(words=10, seed=3, frame='lung')
+  for given in ({}, {'words': 10}, {'seed': 3, 'frame': 'lung'}):
+    settings.check_same(settings.Settings(**given), made_with, 'V')
+  given = settings.Settings(words=12)
+  settings.check_same(given, made_with, 'V', leave_out=('words',))
+  with pytest.raises(
+    errors.UserError, match='words is 12, but V was made with 10; leave words'
+  ):
+    settings.check_same(given, made_with, 'V')
+  with pytest.raises(errors.UserError, match='tries is 3, but V was made with'):
+    settings.check_same(
+      settings.Settings(tries=3), made_with, 'V', leave_out=('words',)
+    )

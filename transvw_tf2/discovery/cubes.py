@@ -5,6 +5,7 @@ import functools
 import numpy as np
 
 from transvw_tf2 import schema
+from transvw_tf2.scans import thumbnail
 
 
 @functools.lru_cache(maxsize=256)
@@ -28,7 +29,9 @@ def _linear_weights(source: int, target: int) -> np.ndarray:
   return weights
 
 
-def cut_cube(hu: np.ndarray, origin, size) -> np.ndarray:
+def cut_cube(
+  hu: np.ndarray, origin, size, *, anti_aliasing: bool = False
+) -> np.ndarray:
   """Cuts a box out of a scan and brings it to the shape of a cube.
 
   Values are clipped to the HU window before resizing. A box of the cube's own
@@ -37,7 +40,10 @@ def cut_cube(hu: np.ndarray, origin, size) -> np.ndarray:
   Args:
     hu: int16 [x, y, z], HU, the whole scan.
     origin: lower corner of the box, voxels [x, y, z].
-    size: sides of the box in voxels; along z that of the cube.
+    size: sides of the box in voxels; along z that of the cube, unless with
+      anti-aliasing.
+    anti_aliasing: smooth before taking fewer samples, as scikit-image's
+      `resize` does; the published method does not.
 
   Returns:
     int16 `schema.CUBE_SHAPE` [x, y, z], HU in [-1000, 1000].
@@ -52,10 +58,15 @@ def cut_cube(hu: np.ndarray, origin, size) -> np.ndarray:
   box = np.clip(box, schema.HU_MIN, schema.HU_MAX)
   if tuple(size) == schema.CUBE_SHAPE:
     return box.astype(np.int16)
-  if depth != schema.CUBE_SHAPE[2]:
+  if depth != schema.CUBE_SHAPE[2] and not anti_aliasing:
     raise ValueError(f'a box has {schema.CUBE_SHAPE[2]} slices, got {depth}')
-  to_x = _linear_weights(width, schema.CUBE_SHAPE[0])
-  to_y = _linear_weights(height, schema.CUBE_SHAPE[1])
-  resized = np.tensordot(to_x, box.astype(np.float32), axes=(1, 0))
+  weights = thumbnail.resize_weights if anti_aliasing else _linear_weights
+  to_x = weights(width, schema.CUBE_SHAPE[0])
+  to_y = weights(height, schema.CUBE_SHAPE[1])
+  box = box.astype(np.float32)
+  if anti_aliasing:
+    # Along z first: a scan with thin slices has the most of them.
+    box = np.matmul(box, weights(depth, schema.CUBE_SHAPE[2]).T)
+  resized = np.tensordot(to_x, box, axes=(1, 0))
   resized = np.matmul(to_y, resized)  # over y, one matrix per x
   return np.rint(resized).astype(np.int16)

@@ -116,26 +116,37 @@ def draw_candidates(
   return drawn[shares <= limit].astype(np.int32), relaxed
 
 
-def cube_fits(place, size) -> bool:
-  """Returns whether a cube at `place` lies inside a scan of `size` voxels."""
-  return all(
-    corner >= 0 and corner + cube <= side
-    for corner, cube, side in zip(place, schema.CUBE_SHAPE, size, strict=True)
-  )
+def cube_fits(place, size, scale=(1.0, 1.0, 1.0)) -> bool:
+  """Returns whether a cube at `place` lies inside a scan of `size` voxels.
+
+  Args:
+    place: lower corner, voxels [x, y, z], not always whole ones.
+    size: voxels of the scan [x, y, z].
+    scale: voxels of the scan per voxel of the cube, [x, y, z].
+  """
+  return _lies_inside(*_round_box(place, schema.CUBE_SHAPE, scale), size)
 
 
-def draw_box(place, resolution: int, size, rng: np.random.Generator):
+def draw_box(
+  place,
+  resolution: int,
+  size,
+  rng: np.random.Generator,
+  scale=(1.0, 1.0, 1.0),
+):
   """Draws the box of voxels that becomes a cube of the given resolution.
 
   Resolution 0 is the cube itself. Resolutions 1 and 2 are a square in plane
   with a side of 50 to 79 voxels, shifted by -10 to 9 voxels in x and y; side
-  and shift are redrawn together until the box lies inside the scan.
+  and shift are redrawn together until the box lies inside the scan. With a
+  scale, these are voxels of the reference.
 
   Args:
     place: lower corner, voxels [x, y, z], where a cube fits.
     resolution: one of `schema.RESOLUTIONS`.
     size: voxels of the scan [x, y, z].
     rng: source of side and shift.
+    scale: voxels of the scan per voxel of the cube, [x, y, z].
 
   Returns:
     (origin, size) of the box, two tuples of 3 ints in voxels [x, y, z].
@@ -143,14 +154,31 @@ def draw_box(place, resolution: int, size, rng: np.random.Generator):
   Raises:
     ValueError: a cube does not fit; a box might then never be found.
   """
-  place = tuple(int(corner) for corner in place)
-  if not cube_fits(place, size):
+  if not cube_fits(place, size, scale):
     raise ValueError(f'no cube fits at {place} in a scan of {size} voxels')
   if resolution == 0:
-    return place, schema.CUBE_SHAPE
+    return _round_box(place, schema.CUBE_SHAPE, scale)
+  # A square that is not shifted out of the cube always fits, so this ends.
   while True:
     side = int(rng.integers(*_SIDES))
     dx, dy = (int(shift) for shift in rng.integers(*_SHIFTS, size=2))
-    x, y = place[0] + dx, place[1] + dy
-    if min(x, y) >= 0 and x + side <= size[0] and y + side <= size[1]:
-      return (x, y, place[2]), (side, side, schema.CUBE_SHAPE[2])
+    corner = np.add(place, np.multiply((dx, dy, 0), scale))
+    sides = (side, side, schema.CUBE_SHAPE[2])
+    box = _round_box(corner, sides, scale)
+    if _lies_inside(*box, size):
+      return box
+
+
+def _round_box(corner, sides, scale):
+  """Rounds both ends of a box to voxels: (origin, size) in tuples of ints."""
+  ends = np.rint([corner, np.add(corner, np.multiply(sides, scale))])
+  origin, end = ends.astype(int)
+  box = np.maximum(end - origin, 1)
+  return tuple(origin.tolist()), tuple(box.tolist())
+
+
+def _lies_inside(origin, box, size) -> bool:
+  return all(
+    corner >= 0 and corner + length <= side
+    for corner, length, side in zip(origin, box, size, strict=True)
+  )

@@ -6,6 +6,8 @@ import numpy as np
 
 from transvw_tf2 import schema
 from transvw_tf2.discovery import descriptors
+from transvw_tf2.discovery import frames
+from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import places
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.scans import reader
@@ -26,6 +28,8 @@ class ScanSummary:
     border_reduced: whether the borders did not fit and were reduced.
     filter_relaxed: whether no place passed the soft-tissue filter, and those
       with the least soft tissue were kept; only where borders were reduced.
+    lungs: where they lie; None where the frame does not need them, and where
+      there are none.
   """
 
   scan_id: str
@@ -36,6 +40,7 @@ class ScanSummary:
   candidates: np.ndarray
   border_reduced: bool
   filter_relaxed: bool
+  lungs: lung_box.LungBox | None = None
 
 
 def summarise_scan(
@@ -65,4 +70,7 @@ def summarise_scan(
     candidates=candidates,
     border_reduced=place_range.reduced,
     filter_relaxed=relaxed,
+    lungs=lung_box.find(scan.hu, scan.geometry.spacing)
+    if settings.frame == frames.LUNG
+    else None,
   )

@@ -1,4 +1,4 @@
-"""The vocabulary: which words there are and which cubes show them.
+"""The vocabulary: which words there are, which cubes show them, and its files.
 
 A word is a place in a reference scan. Its instances are the same place in the K
 most similar patients, in up to three resolutions each.
@@ -18,7 +18,6 @@ import numpy as np
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.discovery import neighbours
-from transvw_tf2.discovery import places
 from transvw_tf2.discovery import settings as settings_lib
 
 # Part of every vocabulary, so known by this name too.
@@ -28,20 +27,6 @@ VOCABULARY_FILE = 'vocabulary.json'
 INSTANCES_FILE = 'instances.csv'
 REJECTED_FILE = 'rejected.csv'
 DESCRIPTORS_FILE = 'descriptors.npz'
-
-# Streams of random numbers; the first integer after the seed.
-_REFERENCE_STREAM = 1
-_BOX_STREAM = 2
-
-
-@dataclasses.dataclass(frozen=True)
-class ScanRow:
-  """What the vocabulary needs of a scan; see `summary.ScanSummary`."""
-
-  scan_id: str
-  split: str
-  size: tuple[int, int, int]
-  candidates: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,174 +71,6 @@ class Vocabulary:
   words: tuple[Word, ...]
   instances: tuple[Instance, ...]
   notes: tuple[str, ...] = ()
-
-
-def choose_words(
-  scans: Sequence[ScanRow], settings: Settings
-) -> tuple[Word, ...]:
-  """Chooses reference scans and places, each reference at most once.
-
-  The references are taken in an order that the seed decides. Of each, the
-  first candidate far enough from all earlier words becomes a word.
-
-  Args:
-    scans: training scans with their candidates; the order does not matter.
-    settings: see `Settings`.
-  """
-  references = sorted(scans, key=lambda scan: scan.scan_id)
-  rng = np.random.default_rng([settings.seed, _REFERENCE_STREAM])
-  chosen: list[Word] = []
-  for index in rng.permutation(len(references)):
-    if len(chosen) == settings.words:
-      break
-    scan = references[index]
-    taken = np.asarray([word.place for word in chosen]).reshape(-1, 3)
-    for place in scan.candidates:
-      distances = np.linalg.norm(taken - place, axis=1)
-      if np.all(distances >= settings.min_distance):
-        corner = tuple(int(side) for side in place)
-        chosen.append(Word(len(chosen), scan.scan_id, corner))
-        break
-  return tuple(chosen)
-
-
-def find_instances(
-  word: Word,
-  scans: Sequence[ScanRow],
-  descriptors: np.ndarray,
-  reference: np.ndarray,
-  settings: Settings,
-) -> list[Instance]:
-  """Finds the patients that show a word and draws their cubes.
-
-  Patients whose scan is too small for the cube are passed over for the next.
-
-  Args:
-    word: the word.
-    scans: scans of one split, sorted by scan id.
-    descriptors: float32 (len(scans), D), in the same order.
-    reference: float32 (D,), descriptor of the word's reference scan.
-    settings: see `Settings`.
-  """
-  if not scans:
-    return []
-  train = scans[0].split == schema.TRAIN
-  wanted = settings.instances if train else settings.validation_instances
-  resolutions = (
-    schema.TRAIN_RESOLUTIONS if train else schema.VALIDATION_RESOLUTIONS
-  )
-  found: list[Instance] = []
-  order, distances = neighbours.rank(reference, descriptors)
-  ranked = [
-    (scans[row], float(distance))
-    for row, distance in zip(order, distances, strict=True)
-    if places.cube_fits(word.place, scans[row].size)
-  ]
-  # The reference is its own nearest, so one of the K even where K is 1 and
-  # another scan is the same.
-  ranked.sort(key=lambda one: (one[1], one[0].scan_id != word.scan_id))
-  for rank, (scan, distance) in enumerate(ranked[:wanted]):
-    for resolution in resolutions:
-      origin, size = _draw_box(word, scan, resolution, settings.seed)
-      found.append(
-        Instance(
-          split=scan.split,
-          word=word.word,
-          rank=rank,
-          resolution=resolution,
-          scan_id=scan.scan_id,
-          origin=origin,
-          size=size,
-          distance=distance,
-        )
-      )
-  return found
-
-
-def _draw_box(word: Word, scan: ScanRow, resolution: int, seed: int):
-  """Draws a box that depends on its word, scan, resolution and seed alone."""
-  rng = np.random.default_rng(
-    [
-      seed,
-      _BOX_STREAM,
-      schema.stable_hash(scan.scan_id),
-      word.word,
-      resolution,
-    ]
-  )
-  return places.draw_box(word.place, resolution, scan.size, rng)
-
-
-def build_vocabulary(
-  scans: Sequence[ScanRow],
-  descriptors: Mapping[str, np.ndarray],
-  settings: Settings,
-) -> Vocabulary:
-  """Builds the vocabulary from what pass 1 found.
-
-  Args:
-    scans: all usable scans of both splits; the order does not matter.
-    descriptors: float32 (D,) by scan id.
-    settings: see `Settings`.
-
-  Raises:
-    UserError: no word can be found.
-  """
-  by_split = {}
-  for split in (schema.TRAIN, schema.VALIDATION):
-    rows = [scan for scan in scans if scan.split == split]
-    by_split[split] = sorted(rows, key=lambda scan: scan.scan_id)
-  words = choose_words(by_split[schema.TRAIN], settings)
-  if not words:
-    raise errors.UserError(
-      f'no visual word found in {len(by_split[schema.TRAIN])} training scans:'
-      ' no place within the borders passed the soft-tissue filter; use larger'
-      ' scans, smaller --xy_border and --z_border, or a larger'
-      ' --max_soft_tissue'
-    )
-  matrices = {
-    split: np.asarray([descriptors[scan.scan_id] for scan in rows])
-    for split, rows in by_split.items()
-  }
-  instances: list[Instance] = []
-  for word in words:
-    for split, rows in by_split.items():
-      instances += find_instances(
-        word, rows, matrices[split], descriptors[word.scan_id], settings
-      )
-  return Vocabulary(
-    settings=settings,
-    words=words,
-    instances=tuple(sorted(instances)),
-    notes=tuple(_shortage_notes(words, instances, by_split, settings)),
-  )
-
-
-def _shortage_notes(words, instances, by_split, settings):
-  """Yields one line for each wish that the scans could not meet."""
-  if len(words) < settings.words:
-    references = by_split[schema.TRAIN]
-    usable = sum(len(scan.candidates) > 0 for scan in references)
-    yield (
-      f'{len(words)} words found of {settings.words} wanted: each word takes a'
-      f' training scan of its own, and {usable} of {len(references)} have a'
-      ' place that passed the soft-tissue filter'
-    )
-  for split, wanted in (
-    (schema.TRAIN, settings.instances),
-    (schema.VALIDATION, settings.validation_instances),
-  ):
-    per_word = {word.word: 0 for word in words}
-    for instance in instances:
-      if instance.split == split and instance.resolution == 0:
-        per_word[instance.word] += 1
-    fewest = min(per_word.values())
-    if fewest < wanted:
-      yield (
-        f'{fewest} to {max(per_word.values())} {split} patients per word of'
-        f' {wanted} wanted: there are {len(by_split[split])} {split} scans,'
-        ' and those too small for a cube are passed over'
-      )
 
 
 _COLUMNS = [

@@ -35,6 +35,7 @@ def test_settings_carry_all_fields():
     'tries': 8,
     'max_soft_tissue': 0.5,
     'seed': 9,
+    'frame': 'lung',
   }
   assert set(values) == {
     field.name for field in dataclasses.fields(settings_lib.Settings)
@@ -54,8 +55,14 @@ def test_settings_carry_all_fields():
     ({'words': 2.5}, 'words must be an integer, at least 1, got 2.5'),
     ({'words': 0}, 'words must be an integer, at least 1, got 0'),
     ({'min_distance': '5'}, 'min_distance must be a number'),
+    ({'frame': 'body'}, "frame must be one of voxel, lung, got 'body'"),
     ({'strict': 1}, 'config field strict must be true or false, got 1'),
     ({'vocabulary': 5}, 'config field vocabulary must be a path, got 5'),
+    ({'extend': 5}, 'config field extend must be a path, got 5'),
+    (
+      {'extend': 'a', 'vocabulary': 'b'},
+      'config fields vocabulary and extend exclude each other',
+    ),
     ({'writer': 'tape'}, "writer must be one of disk, beam, got 'tape'"),
   ],
 )
@@ -67,14 +74,3 @@ def test_wrong_fields_are_named(fields, line):
 def test_a_config_needs_a_name():
   with pytest.raises(errors.UserError, match='a config needs a name'):
     _Config(words=3)
-
-
-def test_settings_must_be_those_of_a_given_vocabulary():
-  made_with = settings_lib.Settings(words=10, seed=3)
-  _Config(name='mine', vocabulary='V').check_settings_of(made_with)
-  _Config(name='mine', vocabulary='V', words=10).check_settings_of(made_with)
-  with pytest.raises(
-    errors.UserError,
-    match='config field words is 12, but V was made with 10; leave',
-  ):
-    _Config(name='mine', vocabulary='V', words=12).check_settings_of(made_with)

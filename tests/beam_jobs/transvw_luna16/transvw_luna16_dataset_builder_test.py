@@ -17,6 +17,7 @@ from beam_jobs import transvw_luna16
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
@@ -33,6 +34,7 @@ _SETTINGS = {
 _VOCABULARY_FILES = {
   'descriptors.npz',
   'instances.csv',
+  'quality.json',
   'rejected.csv',
   'vocabulary.json',
 }
@@ -222,6 +224,35 @@ def test_both_writers_write_the_same_records(scans, tmp_path):
     # Not the shards: they begin at different records.
     assert _records(disk, split) == _records(beam, split)
   assert not (beam.data_path / 'cubes.tmp').exists()
+
+
+def test_an_extended_vocabulary_keeps_its_cubes(built, scans, tmp_path):
+  more = _build(scans, tmp_path, words=4, extend=os.fspath(built.data_path))
+  assert more.info.features['word'].num_classes == 4
+
+  def cubes(builder):
+    return {
+      (split, one['scan_id'], one['word'], one['resolution']): (
+        one['cube'].tobytes()
+      )
+      for split, one in _examples(builder)
+      if one['word'] < 3
+    }
+
+  assert cubes(more) == cubes(built)
+
+
+def test_the_quality_of_the_words_is_beside_them(built):
+  found = quality.read_quality(os.fspath(built.data_path))
+  assert list(found.words) == [0, 1, 2]
+  air = {word: [] for word in found.words}
+  for _, example in _examples(built):
+    if example['resolution'] == 0:
+      air[int(example['word'])].append(np.mean(example['cube'] <= -950))
+  for word, scores in found.words.items():
+    assert scores.cubes == len(air[word]) == 4
+    assert scores.air == pytest.approx(np.mean(air[word]), abs=1e-6)
+  assert found.overall.error_mm is None
 
 
 def test_a_capped_data_set_leaves_no_cubes_behind(built, scans, tmp_path):
