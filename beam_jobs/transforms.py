@@ -25,6 +25,7 @@ from transvw_tf2.discovery import summary
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import thumbnail
 
 # One row per scan read in pass 1: a summary, or a reason for its rejection.
 SUMMARY_SCHEMA = pa.schema(
@@ -43,7 +44,9 @@ SUMMARY_SCHEMA = pa.schema(
     ('candidates', pa.list_(pa.int32())),  # (n, 3) flattened, voxels
     ('border_reduced', pa.bool_()),
     ('filter_relaxed', pa.bool_()),
-    ('thumbnail', pa.binary()),  # float32 (32, 32, 16), C order
+    # float32 (32, 32, 16) in C order, and empty where there is a descriptor.
+    ('thumbnail', pa.binary()),
+    ('descriptor', pa.binary()),  # float32 (D,), by an autoencoder
   ]
 )
 
@@ -87,12 +90,19 @@ class SummariseScanFn(beam.DoFn):
   """Reads a scan and gives its row of `SUMMARY_SCHEMA`.
 
   A scan that cannot be used gives a row with the reason. With a stop file, it
-  stops the pass, and so does a scan that its borders do not fit.
+  stops the pass, and so does a scan that its borders do not fit. For an
+  autoencoder the thumbnail is that of `thumbnail.make_thumbnail`.
   """
 
-  def __init__(self, settings: settings_lib.Settings, stop: StopFile | None):
+  def __init__(
+    self,
+    settings: settings_lib.Settings,
+    stop: StopFile | None,
+    for_autoencoder: bool = False,
+  ):
     self._settings = settings
     self._stop = stop
+    self._for_autoencoder = for_autoencoder
 
   def process(self, scan_file: luna16.ScanFile) -> Iterator[dict]:
     if self._stop and self._stop.read():
@@ -110,12 +120,13 @@ class SummariseScanFn(beam.DoFn):
   def _summarise(self, scan_file: luna16.ScanFile) -> dict:
     # One thread: Beam spreads the scans, and sums must not change with it.
     with threadpoolctl.threadpool_limits(1):
+      scan = reader.read_scan(scan_file.path)
       one = summary.summarise_scan(
-        scan_file.scan_id,
-        scan_file.split,
-        reader.read_scan(scan_file.path),
-        self._settings,
+        scan_file.scan_id, scan_file.split, scan, self._settings
       )
+      small = one.thumbnail.astype('<f4')
+      if self._for_autoencoder:
+        small = thumbnail.make_thumbnail(scan.hu).astype('<i2')
     if one.border_reduced:
       pipelines.count('scans_with_reduced_border')
       if self._stop:
@@ -137,7 +148,8 @@ class SummariseScanFn(beam.DoFn):
       'candidates': one.candidates.ravel().tolist(),
       'border_reduced': one.border_reduced,
       'filter_relaxed': one.filter_relaxed,
-      'thumbnail': one.thumbnail.astype('<f4').tobytes(),
+      'thumbnail': small.tobytes(),
+      'descriptor': b'',
     }
 
 
@@ -151,6 +163,7 @@ _REJECTED = {
   'border_reduced': False,
   'filter_relaxed': False,
   'thumbnail': b'',
+  'descriptor': b'',
 }
 
 
@@ -167,23 +180,33 @@ class SummariseScans(beam.PTransform):
   """Pass 1: writes the rows of all scans to Parquet files with a prefix."""
 
   def __init__(
-    self, prefix: str, settings: settings_lib.Settings, stop: StopFile | None
+    self,
+    prefix: str,
+    settings: settings_lib.Settings,
+    stop: StopFile | None,
+    descriptor_model: str | None = None,
   ):
     super().__init__()
     self._prefix = prefix
     self._settings = settings
     self._stop = stop
+    self._descriptor_model = descriptor_model
 
   def expand(self, scan_files):
-    return (
+    fn = SummariseScanFn(
+      self._settings, self._stop, self._descriptor_model is not None
+    )
+    rows = (
       scan_files
       | 'SpreadScans' >> beam.Reshuffle()
-      | 'SummariseScan'
-      >> beam.ParDo(SummariseScanFn(self._settings, self._stop))
-      | 'WriteSummaries'
-      >> beam.io.WriteToParquet(
-        self._prefix, SUMMARY_SCHEMA, file_name_suffix='.parquet'
-      )
+      | 'SummariseScan' >> beam.ParDo(fn)
+    )
+    if self._descriptor_model is not None:
+      from beam_jobs import describe  # brings TensorFlow
+
+      rows |= 'DescribeScans' >> describe.DescribeRows(self._descriptor_model)
+    return rows | 'WriteSummaries' >> beam.io.WriteToParquet(
+      self._prefix, SUMMARY_SCHEMA, file_name_suffix='.parquet'
     )
 
 
@@ -229,16 +252,22 @@ class CutCubesFn(beam.DoFn):
   def _cut(self, request: CutRequest) -> None:
     scan = reader.read_scan(request.scan_file.path)
     temporary = f'{request.output}.{os.getpid()}'
-    # Memory-mapped: a scan that shows many words needs no more memory.
-    written = np.lib.format.open_memmap(
-      temporary, 'w+', _CUBE_DTYPE, shape=(len(request.instances),)
-    )
-    for index, one in enumerate(request.instances):
-      written['cube'][index] = cubes.cut_cube(
-        scan.hu, one.origin, one.size, anti_aliasing=request.anti_aliasing
-      )
-    written['spacing'] = scan.geometry.spacing
-    written.flush()
+    header = {
+      'descr': np.lib.format.dtype_to_descr(_CUBE_DTYPE),
+      'fortran_order': False,
+      'shape': (len(request.instances),),
+    }
+    record = np.zeros((), _CUBE_DTYPE)
+    record['spacing'] = scan.geometry.spacing
+    # One after the other: a scan that shows many words needs no more memory.
+    # Not memory-mapped, for pages that wait to be written count as memory too.
+    with open(temporary, 'wb') as file:
+      np.lib.format.write_array_header_1_0(file, header)
+      for one in request.instances:
+        record['cube'] = cubes.cut_cube(
+          scan.hu, one.origin, one.size, anti_aliasing=request.anti_aliasing
+        )
+        file.write(record.tobytes())
     os.replace(temporary, request.output)
 
 

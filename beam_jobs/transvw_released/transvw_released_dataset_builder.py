@@ -1,0 +1,184 @@
+r"""TFDS builder: the released .npy files of TransVW -> TFRecord shards.
+
+  cd beam_jobs && tfds build transvw_released --manual_dir NPY --data_dir DATA
+
+or, from anywhere,
+
+  tfds build transvw_released --imports beam_jobs.transvw_released \
+      --manual_dir NPY --data_dir DATA
+
+The published study used the first 44 words of its 50:
+`--config '{"name": "study", "words": 44}'`. A cube is read when it is written,
+so that the files, several GB, never lie in memory.
+"""
+
+import dataclasses
+import os
+from typing import ClassVar
+
+from absl import logging
+import numpy as np
+import tensorflow_datasets as tfds
+
+from beam_jobs import record_writer
+from transvw_tf2 import errors
+from transvw_tf2 import schema
+from transvw_tf2.scans import released_npy
+
+_FIELDS = ('words',)
+
+
+@dataclasses.dataclass
+class BuilderConfig(tfds.core.BuilderConfig):
+  """Which of the released words are taken.
+
+  Attributes:
+    words: the first so many words; None takes all.
+  """
+
+  words: int | None = None
+
+  def __new__(cls, *args, **fields):
+    """Checks the names of the fields, which come from the JSON of --config."""
+    known = {field.name for field in dataclasses.fields(cls)}
+    for name in fields:
+      if name not in known:
+        raise errors.UserError(
+          f'unknown config field "{name}"; known are name, {", ".join(_FIELDS)}'
+        )
+    # Neither is there when a config is copied.
+    if fields and not args and 'name' not in fields:
+      raise errors.UserError(
+        'a config needs a name of your choice, such as'
+        ' {"name": "study", "words": 44}'
+      )
+    return super().__new__(cls)
+
+  def __post_init__(self):
+    words = self.words
+    if words is not None and (
+      not isinstance(words, int) or isinstance(words, bool) or words < 1
+    ):
+      raise errors.UserError(
+        f'config field words must be an integer, at least 1, got {words!r}'
+      )
+
+
+class Builder(tfds.core.GeneratorBasedBuilder):
+  """Writes the released cubes like those of transvw_luna16."""
+
+  VERSION = tfds.core.Version('1.0.0')
+  RELEASE_NOTES: ClassVar = {'1.0.0': 'Initial release.'}
+  MANUAL_DOWNLOAD_INSTRUCTIONS = """
+  --manual_dir is a folder with the .npy files that the authors release, see
+  https://github.com/fhaghighi/TransVW, or that tools/export_npy.py wrote:
+  train_data{1,2,3}_vwGen_ex_ref_fold{i}.0.npy, train_label{1,2,3}_..., and,
+  for the validation split, val_data1_... and val_label1_....
+  """
+  builder_config_cls = BuilderConfig
+  BUILDER_CONFIGS: ClassVar = [
+    BuilderConfig(name='default', description='All words of the files.')
+  ]
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return self.dataset_info_from_configs(
+      features=tfds.features.FeaturesDict(
+        {
+          # HU in [-1000, 1000], indexed [x, y, z].
+          'cube': tfds.features.Tensor(
+            shape=schema.CUBE_SHAPE,
+            dtype=np.int16,
+            encoding=tfds.features.Encoding.BYTES,
+          ),
+          # The number of words is that of the files.
+          'word': tfds.features.ClassLabel(),
+          # released-{split}-fold{i}-row{r}: the files name no patients.
+          'scan_id': tfds.features.Text(),
+          # 0 = native size, 1 and 2 = random in-plane size.
+          'resolution': tfds.features.Scalar(np.int32),
+          # Not known: -1, but for the size of native cubes.
+          'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+          'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+          # Not known: NaN.
+          'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
+          # 0 for the first row of a word.
+          'rank': tfds.features.Scalar(np.int32),
+          # Not known: NaN.
+          'distance': tfds.features.Scalar(np.float32),
+        }
+      ),
+      supervised_keys=('cube', 'word'),
+      homepage='https://github.com/fhaghighi/TransVW',
+    )
+
+  def _example_writer(self):
+    return record_writer.DeterministicWriter(self.info.file_format)
+
+  def _split_generators(self, dl_manager):
+    parts = released_npy.open_parts(_manual_dir(dl_manager))
+    found = 1 + max(part.words[-1] for part in parts)
+    words = self.builder_config.words or found
+    if words > found:
+      raise errors.UserError(
+        f'config field words is {words}, but the files hold {found} words;'
+        ' give that or less, or leave the field out'
+      )
+    self.info.features['word'].names = [f'{word:04d}' for word in range(words)]
+    _print_summary(parts, words)
+    generators = {}
+    for split in (schema.TRAIN, schema.VALIDATION):
+      of_split = [
+        one for one in parts if one.split == split and one.words[0] < words
+      ]
+      if of_split:
+        generators[split] = self._generate_examples(of_split, words)
+      else:
+        logging.warning('no files for the %s split: it is left out', split)
+    return generators
+
+  def _generate_examples(self, parts, words):
+    """Gives (key, example) of the cubes of a split, one at a time."""
+    for part in parts:
+      rows = np.searchsorted(part.words, words)
+      for row, rank in enumerate(part.ranks()[:rows]):
+        yield _example(part, row, rank)
+
+
+def _example(part: released_npy.Part, row: int, rank: int):
+  native = part.resolution == 0
+  word = int(part.words[row])
+  scan_id = f'released-{part.split}-fold{part.fold}-row{row}'
+  return (
+    schema.example_key(scan_id, word, part.resolution),
+    {
+      'cube': part.read_cube(row),
+      'word': word,
+      'scan_id': scan_id,
+      'resolution': part.resolution,
+      'origin': np.full(3, -1, np.int32),
+      'size': np.asarray(schema.CUBE_SHAPE if native else [-1] * 3, np.int32),
+      'spacing': np.full(3, np.nan, np.float32),
+      'rank': int(rank),
+      'distance': np.float32(np.nan),
+    },
+  )
+
+
+def _print_summary(parts, words) -> None:
+  taken = [part for part in parts if part.words[0] < words]
+  cubes = sum(int(np.searchsorted(part.words, words)) for part in taken)
+  print(f'words: {words}, cubes: {cubes}')
+  for note in released_npy.notes(taken, words):
+    print(f'note: {note}')
+
+
+def _manual_dir(dl_manager) -> str:
+  try:
+    return os.fspath(dl_manager.manual_dir)
+  except AssertionError as error:
+    # The first sentence of TFDS names the folder.
+    first = str(error).partition(' Create it')[0]
+    raise errors.UserError(
+      f'{first} --manual_dir must hold the released .npy files, such as'
+      f' {released_npy.file_name("data", schema.TRAIN, 0, 0)}'
+    ) from error
