@@ -42,6 +42,7 @@ setuptools.setup(
     'matplotlib>=3.8',
     'mlcroissant>=1.0',  # tfds fails to start without it
     'numpy>=1.26',
+    'pillow>=10.0',
     'pyarrow>=14',
     'scikit-learn>=1.4',
     'scipy>=1.11',
@@ -53,12 +54,15 @@ setuptools.setup(
     'tqdm>=4.66',
   ],
   extras_require={
+    # What tools/benchmark.py compares with.
+    'benchmark': ['psutil>=5.9', 'scikit-image>=0.22'],
     'cuda': ['tensorflow[and-cuda]>=2.19'],
     'serve': ['kserve>=0.15'],
     'torch': ['torch>=2.4'],
     # dill is what tfds.testing imports.
     'dev': [
       'dill>=0.3.9',
+      'psutil>=5.9',
       'pytest>=8.0',
       'ruff>=0.8',
       'setuptools>=61',

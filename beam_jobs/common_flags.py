@@ -6,6 +6,7 @@ import dataclasses
 from absl import flags
 from apache_beam.options import pipeline_options
 
+from beam_jobs import descriptor_settings
 from transvw_tf2 import errors
 from transvw_tf2.discovery import settings as settings_lib
 
@@ -56,6 +57,34 @@ def settings_from_flags(
       for field in fields
       if field.name in values
     }
+  )
+
+
+def define_descriptor() -> None:
+  """Defines one flag for each field of `DescriptorSettings`."""
+  flags.DEFINE_enum(
+    'descriptor',
+    descriptor_settings.PCA,
+    descriptor_settings.DESCRIPTORS,
+    'What similar patients are found by; pca needs no training.',
+  )
+  flags.DEFINE_string(
+    'descriptor_model',
+    None,
+    'Exported autoencoder, for --descriptor autoencoder.',
+  )
+  flags.DEFINE_string(
+    'descriptors', None, 'A descriptors.npz of the same scans to use instead.'
+  )
+
+
+def descriptor_from_flags(
+  values: flags.FlagValues = flags.FLAGS,
+) -> descriptor_settings.DescriptorSettings:
+  """Returns the settings that the flags of `define_descriptor` say."""
+  fields = dataclasses.fields(descriptor_settings.DescriptorSettings)
+  return descriptor_settings.DescriptorSettings(
+    **{field.name: values[field.name].value for field in fields}
   )
 
 

@@ -20,6 +20,7 @@ from absl import flags
 from apache_beam.options import pipeline_options
 
 from beam_jobs import common_flags
+from beam_jobs import descriptor_settings
 from beam_jobs import discovery
 from beam_jobs import word_quality
 from transvw_tf2 import errors
@@ -47,7 +48,11 @@ _QUALITY = flags.DEFINE_boolean(
   False,
   'Measure how alike the cubes of a word are; reads the scans a second time.',
 )
+_DESCRIPTORS_ONLY = flags.DEFINE_boolean(
+  'descriptors_only', False, 'Write only descriptors.npz and rejected.csv.'
+)
 common_flags.define_settings()
+common_flags.define_descriptor()
 
 
 def run(
@@ -57,6 +62,8 @@ def run(
   *,
   strict: bool = False,
   extend: str | None = None,
+  described_by: descriptor_settings.DescriptorSettings | None = None,
+  descriptors_only: bool = False,
   measure: bool = False,
   options: pipeline_options.PipelineOptions | None = None,
 ) -> tuple[discovery.Result, quality.Quality | None]:
@@ -68,6 +75,8 @@ def run(
     settings: see `settings.Settings`.
     strict: see `discovery.discover`.
     extend: see `discovery.discover`.
+    described_by: see `discovery.discover`.
+    descriptors_only: see `discovery.discover`.
     measure: whether to measure the quality of the words.
     options: Beam options.
 
@@ -93,10 +102,12 @@ def run(
       settings,
       strict=strict,
       extend=extend,
+      described_by=described_by,
+      descriptors_only=descriptors_only,
       options=options,
     )
     measured = None
-    if measure:
+    if measure and not descriptors_only:
       measured = word_quality.cut_and_measure(
         scan_files, result.vocabulary, scans, temporary, options=options
       )
@@ -114,6 +125,8 @@ def main(argv: Sequence[str]) -> None:
     common_flags.settings_from_flags(),
     strict=_STRICT.value,
     extend=_EXTEND.value,
+    described_by=common_flags.descriptor_from_flags(),
+    descriptors_only=_DESCRIPTORS_ONLY.value,
     measure=_QUALITY.value,
     options=common_flags.beam_options(argv[1:]),
   )
@@ -121,7 +134,8 @@ def main(argv: Sequence[str]) -> None:
     measured.summary_lines() if measured else []
   )
   print('\n'.join(lines))
-  print(f'vocabulary: {_OUTPUT.value}')
+  what = 'descriptors' if _DESCRIPTORS_ONLY.value else 'vocabulary'
+  print(f'{what}: {_OUTPUT.value}')
 
 
 if __name__ == '__main__':

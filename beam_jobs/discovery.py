@@ -14,6 +14,8 @@ from apache_beam.runners import runner as beam_runner
 import numpy as np
 import pyarrow.parquet as pq
 
+from beam_jobs import descriptor_file
+from beam_jobs import descriptor_settings
 from beam_jobs import pipelines
 from beam_jobs import transforms
 from transvw_tf2 import errors
@@ -37,14 +39,15 @@ class Result:
   """What discovery found.
 
   Attributes:
-    vocabulary: the words and their cubes.
+    vocabulary: the words and their cubes; None where only descriptors were
+      wanted.
     scans_read: scans of both splits that pass 1 read.
     rejected: sorted (scan, reason, detail) of those that cannot be used.
     reduced_borders: scans whose borders had to be reduced.
     relaxed_filters: those of them that had no place without soft tissue.
   """
 
-  vocabulary: vocabulary.Vocabulary
+  vocabulary: vocabulary.Vocabulary | None
   scans_read: int
   rejected: tuple[tuple[str, str, str], ...]
   reduced_borders: int
@@ -63,7 +66,7 @@ class Result:
         f'warning: {self.relaxed_filters} of these scans are too coarse for'
         ' max_soft_tissue; their places with the least soft tissue were taken'
       )
-    return lines + summary_lines(self.vocabulary)
+    return lines + (summary_lines(self.vocabulary) if self.vocabulary else [])
 
 
 def summary_lines(words: vocabulary.Vocabulary) -> list[str]:
@@ -81,6 +84,8 @@ def discover(
   *,
   strict: bool = False,
   extend: str | None = None,
+  described_by: descriptor_settings.DescriptorSettings | None = None,
+  descriptors_only: bool = False,
   runner: beam_runner.PipelineRunner | None = None,
   options: pipeline_options.PipelineOptions | None = None,
 ) -> Result:
@@ -97,13 +102,18 @@ def discover(
     extend: the vocabulary.json of a vocabulary of the same scans, or its
       folder, to which words are added until there are `settings.words`. The
       other settings are those it was made with.
+    described_by: see `descriptor_settings.DescriptorSettings`.
+    descriptors_only: write only rejected.csv and descriptors.npz.
     runner: see `pipelines.run`.
     options: Beam options.
 
   Raises:
     UserError: too few usable scans, no word, a vocabulary that cannot be
-      extended, or, with `strict`, a bad scan.
+      extended, a model or descriptors that cannot be used, or, with `strict`,
+      a bad scan.
   """
+  described_by = described_by or descriptor_settings.DescriptorSettings()
+  described_by.check_model()
   old = None
   if extend:
     old = _read_extended(extend, settings, scan_files)
@@ -121,7 +131,10 @@ def discover(
     pipelines.run(
       beam.Create(wanted)
       | transforms.SummariseScans(
-        os.path.join(summaries, 'part'), settings, stop if strict else None
+        os.path.join(summaries, 'part'),
+        settings,
+        stop if strict else None,
+        described_by.descriptor_model,
       ),
       runner=runner,
       options=options,
@@ -131,7 +144,9 @@ def discover(
         f'strict: a scan cannot be used: {line}; mend or remove it, or leave'
         ' out strict to go on without it'
       )
-    return _build(summaries, folder, settings, extend, old)
+    return _build(
+      summaries, folder, settings, extend, old, described_by, descriptors_only
+    )
   finally:
     shutil.rmtree(summaries)
 
@@ -235,7 +250,9 @@ def cut_cubes(
   return requests
 
 
-def _build(summaries, folder, settings, extend, old) -> Result:
+def _build(
+  summaries, folder, settings, extend, old, described_by, descriptors_only
+) -> Result:
   """Builds the vocabulary from the summaries of pass 1."""
   rows = sorted(
     _read_rows(summaries, _LIGHT_COLUMNS), key=lambda row: row['scan_id']
@@ -254,17 +271,20 @@ def _build(summaries, folder, settings, extend, old) -> Result:
       + (f', first {": ".join(rejected[0])}' if rejected else '')
     )
   scan_ids = [row['scan_id'] for row in usable]
-  matrix = _describe(summaries, scan_ids, train_ids)
-  found = selection.build_vocabulary(
-    [_scan_row(row) for row in usable],
-    dict(zip(scan_ids, matrix, strict=True)),
-    settings,
-  )
-  if old:
-    extension.check_extends(found, old, extend)
+  matrix = _describe(summaries, scan_ids, train_ids, described_by)
+  found = None
+  if not descriptors_only:
+    found = selection.build_vocabulary(
+      [_scan_row(row) for row in usable],
+      dict(zip(scan_ids, matrix, strict=True)),
+      settings,
+    )
+    if old:
+      extension.check_extends(found, old, extend)
   vocabulary.write_rejected(folder, rejected)
   vocabulary.write_descriptors(folder, scan_ids, matrix)
-  vocabulary.write_vocabulary(folder, found)
+  if found:
+    vocabulary.write_vocabulary(folder, found)
   return Result(
     vocabulary=found,
     scans_read=len(rows),
@@ -281,8 +301,20 @@ def _count_rejected(rejected) -> str:
   return f'{len(rejected)} rejected' + (f' ({text})' if text else '')
 
 
-def _describe(summaries, scan_ids, train_ids) -> np.ndarray:
+def _describe(summaries, scan_ids, train_ids, described_by) -> np.ndarray:
   """Returns descriptors, float32 (N, D), in the order of `scan_ids`."""
+  if described_by.descriptors:
+    return descriptor_file.read(described_by.descriptors, scan_ids)
+  if described_by.descriptor_model:
+    described = {
+      row['scan_id']: np.frombuffer(row['descriptor'], '<f4')
+      for row in _read_rows(summaries, ['scan_id', 'descriptor'])
+    }
+    matrix = np.stack([described[scan_id] for scan_id in scan_ids])
+    descriptor_file.check_model_output(
+      matrix, scan_ids, described_by.descriptor_model
+    )
+    return matrix
   fit_ids = set(descriptors.choose_fit_scans(train_ids))
   fit = {
     row['scan_id']: _thumbnail(row)

@@ -38,7 +38,8 @@ def test_exports_a_workdir(tmp_path):
     str(run),
     {
       'model': keras.saving.serialize_keras_object(model),
-      'cube_shape': _CUBE,
+      'shape': _CUBE,
+      'volume': 'cube',
       'words': ['one', 'two'],
     },
   )

@@ -46,11 +46,18 @@ def test_the_commands_work_one_after_another(tmp_path):
     for name in (
       *('LUNA16', 'DATA', 'OTHER_DATA', 'VOCABULARY'),
       *('WORKDIR', 'OTHER_WORKDIR', 'ENCODER', 'SCAN.npz'),
+      *('LUNG_VOCABULARY', 'ATLAS.html', 'INDEX', 'AUTOENCODER'),
+      *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
     )
   } | {'SCAN.mhd': luna16.find_scans(str(scans))[0].path}
   tiny = ' '.join(
     f"--gin_param='{binding}'"
-    for binding in (*tiny_data.GIN, 'train.epochs = 1')
+    for binding in (
+      *tiny_data.GIN,
+      'unet3d.base_filters = 1',
+      'unet3d.depth = 2',
+      'train.epochs = 1',
+    )
   )
   environment = {
     **os.environ,

@@ -19,17 +19,15 @@ import os
 from absl import flags
 import numpy as np
 from PIL import Image
-import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import schema
 from transvw_tf2.discovery import quality as quality_lib
 from transvw_tf2.discovery import vocabulary as vocabulary_lib
+from transvw_tf2.training import input_pipeline
 
-_DATA = flags.DEFINE_string(
-  'data', None, 'Built data set: the folder with its shards.', required=True
-)
+_DATA = flags.DEFINE_string('data', None, 'Built data set.', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'Page to write.', required=True)
 _PATIENTS = flags.DEFINE_integer(
   'patients', 5, 'Training patients shown per word.', lower_bound=1
@@ -93,13 +91,7 @@ def read_rows(
   Raises:
     UserError: there is no such data set.
   """
-  try:
-    builder = tfds.builder_from_directory(data)
-  except (OSError, tfds.core.DatasetNotFoundError) as error:
-    raise errors.UserError(
-      f'no data set in {data}; give the folder with its shards and'
-      ' dataset_info.json'
-    ) from error
+  builder = input_pipeline.open_data(data).builder
   words = vocabulary_lib.read_vocabulary(data).words
   references = {one.word: one.scan_id for one in words}
   rows: dict[int, list[tuple[str, dict]]] = {}
@@ -111,7 +103,8 @@ def read_rows(
       lambda one, count=count: (one['resolution'] == 0) & (one['rank'] < count)
     )
     examples = sorted(
-      tfds.as_numpy(dataset), key=lambda one: (one['word'], one['rank'])
+      dataset.as_numpy_iterator(),
+      key=lambda one: (one['word'], one['rank']),
     )
     for one in examples:
       rows.setdefault(int(one['word']), []).append((split, one))
@@ -323,7 +316,7 @@ if (wanted && document.querySelector(`th[data-column="${wanted[2]}"]`))
 
 def main(argv):
   del argv
-  data = _DATA.value
+  data = input_pipeline.find_data_dir(_DATA.value)
   quality = None
   if os.path.exists(os.path.join(data, quality_lib.QUALITY_FILE)):
     quality = quality_lib.read_quality(data)

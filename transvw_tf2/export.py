@@ -1,5 +1,8 @@
 """Exports the encoder of a training run as a SavedModel.
 
+That of pre-training takes cubes, that of an autoencoder thumbnails of whole
+scans; transvw_model.json in the folder says which.
+
 Command:
   python -m transvw_tf2.export --workdir W --output DIR
 """

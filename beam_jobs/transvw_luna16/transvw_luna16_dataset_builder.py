@@ -22,9 +22,10 @@ from typing import ClassVar
 
 from absl import logging
 import apache_beam as beam
-import numpy as np
 import tensorflow_datasets as tfds
 
+from beam_jobs import builders
+from beam_jobs import descriptor_settings
 from beam_jobs import discovery
 from beam_jobs import pipelines
 from beam_jobs import record_writer
@@ -40,7 +41,13 @@ from transvw_tf2.scans import luna16
 _SETTINGS = tuple(
   field.name for field in dataclasses.fields(settings_lib.Settings)
 )
-_FIELDS = (*_SETTINGS, 'vocabulary', 'extend', 'strict', 'writer')
+_DESCRIPTOR = tuple(
+  field.name
+  for field in dataclasses.fields(descriptor_settings.DescriptorSettings)
+)
+_WANTED = (
+  'subset0 .. subset9 of LUNA16, or train/ and validation/ with your own scans'
+)
 _WRITERS = ('disk', 'beam')
 # Removed when the shards are written.
 _CUBES_FOLDER = 'cubes.tmp'
@@ -52,6 +59,7 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
   Attributes:
     words: see `settings.Settings`, as all up to `frame`.
+    descriptor: see `descriptor_settings.DescriptorSettings`, as the two below.
     vocabulary: a folder that discover_words wrote, to be used instead of
       discovering anew; the settings above are then those it was made with.
     extend: the vocabulary.json of an earlier run over the same scans, to which
@@ -73,6 +81,9 @@ class BuilderConfig(tfds.core.BuilderConfig):
   max_soft_tissue: float = settings_lib.Settings.max_soft_tissue
   seed: int = settings_lib.Settings.seed
   frame: str = settings_lib.Settings.frame
+  descriptor: str = descriptor_settings.PCA
+  descriptor_model: str | None = None
+  descriptors: str | None = None
   vocabulary: str | None = None
   extend: str | None = None
   strict: bool = False
@@ -80,22 +91,14 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
   def __new__(cls, *args, **fields):
     """Checks the names of the fields, which come from the JSON of --config."""
-    known = {field.name for field in dataclasses.fields(cls)}
-    for name in fields:
-      if name not in known:
-        raise errors.UserError(
-          f'unknown config field "{name}"; known are name, {", ".join(_FIELDS)}'
-        )
-    # Neither is there when a config is copied.
-    if fields and not args and 'name' not in fields:
-      raise errors.UserError(
-        'a config needs a name of your choice, such as'
-        ' {"name": "ten", "words": 10}'
-      )
+    builders.check_config_fields(
+      cls, args, fields, '{"name": "ten", "words": 10}'
+    )
     return super().__new__(cls)
 
   def __post_init__(self):
     self.settings()
+    self.described_by()
     for name in ('vocabulary', 'extend'):
       if not isinstance(getattr(self, name), str | None):
         raise errors.UserError(
@@ -120,6 +123,12 @@ class BuilderConfig(tfds.core.BuilderConfig):
     """Returns the settings of discovery; a value out of range raises."""
     return settings_lib.Settings(
       **{name: getattr(self, name) for name in _SETTINGS}
+    )
+
+  def described_by(self) -> descriptor_settings.DescriptorSettings:
+    """Returns how scans are described; what does not fit together raises."""
+    return descriptor_settings.DescriptorSettings(
+      **{name: getattr(self, name) for name in _DESCRIPTOR}
     )
 
 
@@ -148,30 +157,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(
-        {
-          # HU in [-1000, 1000], indexed [x, y, z].
-          'cube': tfds.features.Tensor(
-            shape=schema.CUBE_SHAPE,
-            dtype=np.int16,
-            encoding=tfds.features.Encoding.BYTES,
-          ),
-          # The number of words is known only after discovery.
-          'word': tfds.features.ClassLabel(),
-          'scan_id': tfds.features.Text(),
-          # 0 = native size, 1 and 2 = random in-plane size.
-          'resolution': tfds.features.Scalar(np.int32),
-          # The box in the scan, voxels [x, y, z].
-          'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
-          'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
-          # mm between voxels of the scan, [x, y, z].
-          'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
-          # 0 for the patient nearest to the word's reference.
-          'rank': tfds.features.Scalar(np.int32),
-          # L2 distance of the descriptors of this patient and the reference.
-          'distance': tfds.features.Scalar(np.float32),
-        }
-      ),
+      features=builders.make_features(),
       supervised_keys=('cube', 'word'),
       homepage='https://github.com/fhaghighi/TransVW',
     )
@@ -182,7 +168,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager, pipeline):
     pipelines.prefer_local_engine(pipeline)
     engine = {'runner': pipeline.runner, 'options': pipeline.options}
-    scans = _manual_dir(dl_manager)
+    scans = builders.find_manual_dir(dl_manager, _WANTED)
     scan_files = luna16.find_scans(scans)
     words = self._find_words(scan_files, engine)
     self.info.features['word'].names = [
@@ -229,6 +215,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
         config.settings(),
         strict=config.strict,
         extend=config.extend,
+        described_by=config.described_by(),
         **engine,
       )
       found, lines = result.vocabulary, result.summary_lines()
@@ -249,15 +236,3 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     """Cleans up: TFDS calls this when both splits are written."""
     del pipeline_result
     (self.data_path / _CUBES_FOLDER).rmtree()
-
-
-def _manual_dir(dl_manager) -> str:
-  try:
-    return os.fspath(dl_manager.manual_dir)
-  except AssertionError as error:
-    # The first sentence of TFDS names the folder.
-    first = str(error).partition(' Create it')[0]
-    raise errors.UserError(
-      f'{first} --manual_dir must hold subset0 .. subset9 of LUNA16, or train/'
-      ' and validation/ with your own scans'
-    ) from error

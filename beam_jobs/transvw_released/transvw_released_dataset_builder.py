@@ -13,19 +13,22 @@ so that the files, several GB, never lie in memory.
 """
 
 import dataclasses
-import os
 from typing import ClassVar
 
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from beam_jobs import builders
 from beam_jobs import record_writer
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.scans import released_npy
 
-_FIELDS = ('words',)
+_WANTED = (
+  'the released .npy files, such as'
+  f' {released_npy.file_name("data", schema.TRAIN, 0, 0)}'
+)
 
 
 @dataclasses.dataclass
@@ -40,18 +43,9 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
   def __new__(cls, *args, **fields):
     """Checks the names of the fields, which come from the JSON of --config."""
-    known = {field.name for field in dataclasses.fields(cls)}
-    for name in fields:
-      if name not in known:
-        raise errors.UserError(
-          f'unknown config field "{name}"; known are name, {", ".join(_FIELDS)}'
-        )
-    # Neither is there when a config is copied.
-    if fields and not args and 'name' not in fields:
-      raise errors.UserError(
-        'a config needs a name of your choice, such as'
-        ' {"name": "study", "words": 44}'
-      )
+    builders.check_config_fields(
+      cls, args, fields, '{"name": "study", "words": 44}'
+    )
     return super().__new__(cls)
 
   def __post_init__(self):
@@ -65,7 +59,12 @@ class BuilderConfig(tfds.core.BuilderConfig):
 
 
 class Builder(tfds.core.GeneratorBasedBuilder):
-  """Writes the released cubes like those of transvw_luna16."""
+  """Writes the released cubes like those of transvw_luna16.
+
+  What the files do not know: `scan_id` is released-{split}-fold{i}-row{r},
+  `origin` is -1 and so is `size`, but for native cubes; `spacing` and
+  `distance` are NaN. `rank` is 0 for the first row of a word.
+  """
 
   VERSION = tfds.core.Version('1.0.0')
   RELEASE_NOTES: ClassVar = {'1.0.0': 'Initial release.'}
@@ -82,31 +81,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
 
   def _info(self) -> tfds.core.DatasetInfo:
     return self.dataset_info_from_configs(
-      features=tfds.features.FeaturesDict(
-        {
-          # HU in [-1000, 1000], indexed [x, y, z].
-          'cube': tfds.features.Tensor(
-            shape=schema.CUBE_SHAPE,
-            dtype=np.int16,
-            encoding=tfds.features.Encoding.BYTES,
-          ),
-          # The number of words is that of the files.
-          'word': tfds.features.ClassLabel(),
-          # released-{split}-fold{i}-row{r}: the files name no patients.
-          'scan_id': tfds.features.Text(),
-          # 0 = native size, 1 and 2 = random in-plane size.
-          'resolution': tfds.features.Scalar(np.int32),
-          # Not known: -1, but for the size of native cubes.
-          'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
-          'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
-          # Not known: NaN.
-          'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
-          # 0 for the first row of a word.
-          'rank': tfds.features.Scalar(np.int32),
-          # Not known: NaN.
-          'distance': tfds.features.Scalar(np.float32),
-        }
-      ),
+      features=builders.make_features(),
       supervised_keys=('cube', 'word'),
       homepage='https://github.com/fhaghighi/TransVW',
     )
@@ -115,7 +90,9 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     return record_writer.DeterministicWriter(self.info.file_format)
 
   def _split_generators(self, dl_manager):
-    parts = released_npy.open_parts(_manual_dir(dl_manager))
+    parts = released_npy.open_parts(
+      builders.find_manual_dir(dl_manager, _WANTED)
+    )
     found = 1 + max(part.words[-1] for part in parts)
     words = self.builder_config.words or found
     if words > found:
@@ -170,15 +147,3 @@ def _print_summary(parts, words) -> None:
   print(f'words: {words}, cubes: {cubes}')
   for note in released_npy.notes(taken, words):
     print(f'note: {note}')
-
-
-def _manual_dir(dl_manager) -> str:
-  try:
-    return os.fspath(dl_manager.manual_dir)
-  except AssertionError as error:
-    # The first sentence of TFDS names the folder.
-    first = str(error).partition(' Create it')[0]
-    raise errors.UserError(
-      f'{first} --manual_dir must hold the released .npy files, such as'
-      f' {released_npy.file_name("data", schema.TRAIN, 0, 0)}'
-    ) from error

@@ -153,6 +153,7 @@ def test_metadata(exported):
     'cube_shape': [8, 12, 4],
     'embedding_size': 16,
     'hu_window': [-1000, 1000],
+    'input': 'cubes',
     'training': {'epoch': 7},
     'words': ['a', 'b', 'c'],
   }
@@ -225,7 +226,8 @@ def test_workdir_is_exported_with_its_summary(model, tmp_path, monkeypatch):
     asked.append((workdir, which))
     return model, {
       'model': {},
-      'cube_shape': list(_CUBE),
+      'shape': list(_CUBE),
+      'volume': 'cube',
       'words': ['a', 'b', 'c'],
       'epoch': 3,
     }

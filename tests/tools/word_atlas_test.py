@@ -199,7 +199,7 @@ def test_planes_are_the_middle_ones_in_true_proportions(import_main):
 
 
 def test_wrong_input_is_named(make, data, tmp_path):
-  with pytest.raises(errors.UserError, match=r'no data set in .*gone; give'):
+  with pytest.raises(errors.UserError, match=r'gone. does not exist'):
     make(data=os.fspath(tmp_path / 'gone'))
   with pytest.raises(errors.UserError, match=r'--output .* cannot be written'):
     make(output=os.fspath(tmp_path / 'gone' / 'atlas.html'))

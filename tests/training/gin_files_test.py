@@ -3,6 +3,7 @@
 import os
 
 import gin
+import numpy as np
 import pytest
 
 from transvw_tf2 import errors
@@ -25,6 +26,36 @@ def test_published_runs_parse_from_anywhere(run, tmp_path, monkeypatch):
   assert settings.seed == 7
   assert isinstance(settings.task(), tasks.Pretrain)
   assert settings.schedule().patience.patience == 20
+
+
+@pytest.mark.parametrize('run', ['autoencoder', 'autoencoder_tiny'])
+@pytest.mark.parametrize('upsampling', ['nearest', 'transposed'])
+@pytest.mark.parametrize('skip_connections', [False, True])
+def test_autoencoders_parse(run, upsampling, skip_connections):
+  gin_files.parse(
+    [f'gin/runs/{run}.gin'],
+    [
+      f'unet3d.upsampling = {upsampling!r}',
+      f'unet3d.fused_upsampling = {upsampling == "nearest"}',
+      f'unet3d.skip_connections = {skip_connections}',
+    ],
+  )
+  task = loop.Settings().task()
+  assert isinstance(task, tasks.Autoencoder)
+  config = task.build_model().get_config()
+  assert config['base_filters'] == {'autoencoder': 32}.get(run, 4)
+  assert config['upsampling'] == upsampling
+  assert config['skip_connections'] is skip_connections
+
+
+def test_the_published_autoencoder_is_the_v_net():
+  gin_files.parse(['gin/runs/autoencoder.gin'])
+  settings = loop.Settings()
+  assert (settings.batch_size, settings.learning_rate) == (8, 1e-3)
+  model = settings.task().build_model()
+  model.build((None, 128, 128, 64, 1))
+  weights = model.trainable_weights
+  assert sum(np.prod(one.shape) for one in weights) == 13_997_825
 
 
 def test_the_working_directory_comes_first(tmp_path, monkeypatch):

@@ -35,7 +35,8 @@ def _known(seed):
 
 def test_what_is_in_a_data_set(data_dir):
   data = input_pipeline.open_data(data_dir)
-  assert data.cube_shape == tiny_data.CUBE_SHAPE
+  assert data.volume == 'cube'
+  assert data.shape == tiny_data.CUBE_SHAPE
   assert data.words == tiny_data.WORDS
   assert data.sizes == {'train': 18, 'validation': 7}
   # Any folder above will do.

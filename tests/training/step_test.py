@@ -77,8 +77,8 @@ def _make(jit_compile):
   strategy = tf.distribute.MirroredStrategy(['/cpu:0'])
   keras.utils.set_random_seed(0)
   with strategy.scope():
-    task = tiny_data.make_task()
-    model = task.build_model(3)
+    task = tiny_data.prepare(tiny_data.make_task())
+    model = task.build_model()
     model(tf.zeros((1, *tiny_data.CUBE_SHAPE, 1)))
     optimizer = keras.optimizers.SGD(1.0)  # an update is the gradient
     optimizer.build(model.trainable_variables)
@@ -110,7 +110,7 @@ def test_a_step_equals_plain_tensorflow(jit_compile):
   before = [v.numpy() for v in model.trainable_variables]
 
   moving = [v.numpy() for v in model.non_trainable_variables]
-  inputs = task.perturb(batch['cube'], step.example_seeds(seed, tf.range(4)))
+  inputs = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
 
   @tf.function
   def compute_by_hand():
@@ -146,7 +146,7 @@ def test_evaluation_leaves_padding_out_and_weights_alone():
   before = [v.numpy() for v in model.variables]
   sums = steps.evaluate(batch, seed)
   assert float(sums['weight']) == 3
-  inputs = task.perturb(batch['cube'], step.example_seeds(seed, tf.range(4)))
+  inputs = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
   restored = model(inputs, training=False)['restored'].numpy()
   error = np.square(restored - batch['cube'].numpy()).mean((1, 2, 3, 4))
   assert float(sums['mse']) == pytest.approx(error[:3].sum(), rel=1e-4)
@@ -155,9 +155,12 @@ def test_evaluation_leaves_padding_out_and_weights_alone():
 
 
 def test_pictures_show_the_perturbed_cubes():
-  steps, _, task = _make('auto')
+  steps, model, task = _make('auto')
   batch, seed = _batch(), tf.constant([1, 2])
-  perturbed, restored = steps.restore_cubes(batch['cube'], tf.range(4), seed)
-  want = task.perturb(batch['cube'], step.example_seeds(seed, tf.range(4)))
-  np.testing.assert_allclose(perturbed, want, atol=1e-5)
-  assert restored.shape == perturbed.shape
+  pictures = steps.draw_pictures(batch, seed)
+  assert list(pictures) == ['original', 'perturbed', 'restored']
+  np.testing.assert_array_equal(pictures['original'], batch['cube'])
+  want = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
+  np.testing.assert_allclose(pictures['perturbed'], want, atol=1e-5)
+  restored = model(want, training=False)['restored']
+  np.testing.assert_allclose(pictures['restored'], restored, atol=1e-5)

@@ -46,7 +46,9 @@ def test_cross_entropy_of_a_certain_mistake_is_finite():
 
 
 def test_model_has_the_words_of_the_data():
-  model = tiny_data.make_task().build_model(7, synchronized_batch_norm=True)
+  task = tiny_data.prepare(tiny_data.make_task(), words='abcdefg')
+  assert task.describe() == {'words': tuple('abcdefg')}
+  model = task.build_model(synchronized_batch_norm=True)
   assert isinstance(model, keras.Model)
   assert model.num_words == 7
   assert (

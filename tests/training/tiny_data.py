@@ -1,4 +1,6 @@
-"""A tiny data set of cubes, written by TFDS itself, and a tiny task."""
+"""Tiny data sets of cubes and of thumbnails, and tiny tasks."""
+
+import functools
 
 import keras
 import numpy as np
@@ -7,6 +9,7 @@ import tensorflow_datasets as tfds
 
 from transvw_tf2 import models
 from transvw_tf2.perturb import random_numbers
+from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import loop
 from transvw_tf2.training import tasks
 
@@ -53,17 +56,45 @@ def write(folder, shards: int = 2) -> str:
     ('validation', VALIDATION_CUBES, 2),
   ):
     cubes, words = make_cubes(count, seed)
-    splits[split] = tf.data.Dataset.from_tensor_slices(
-      {'cube': cubes, 'word': words}
-    )
+    splits[split] = {'cube': cubes, 'word': words}
+  return _write(folder, 'tiny_cubes', splits, features, shards)
+
+
+def write_thumbnails(folder, splits: dict[str, np.ndarray]) -> str:
+  """Writes int16 thumbnails (N, x, y, z) by split, as an index has them."""
+  (shape,) = {thumbnails.shape[1:] for thumbnails in splits.values()}
+  features = tfds.features.FeaturesDict(
+    {
+      'thumbnail': tfds.features.Tensor(
+        shape=shape,
+        dtype=np.int16,
+        encoding=tfds.features.Encoding.BYTES,
+      ),
+      'scan_id': tfds.features.Text(),
+    }
+  )
+  arrays = {
+    split: {
+      'thumbnail': thumbnails,
+      'scan_id': [f'{split}.{number}' for number in range(len(thumbnails))],
+    }
+    for split, thumbnails in splits.items()
+  }
+  return _write(folder, 'tiny_thumbnails', arrays, features, shards=2)
+
+
+def _write(folder, name, splits, features, shards) -> str:
   builder = tfds.dataset_builders.TfDataBuilder(
-    name='tiny_cubes',
+    name=name,
     config='default',
     version='1.0.0',
     data_dir=str(folder),
-    split_datasets=splits,
+    split_datasets={
+      split: tf.data.Dataset.from_tensor_slices(arrays)
+      for split, arrays in splits.items()
+    },
     features=features,
-    description='Cubes of three words that a tiny network can learn.',
+    description='Volumes that a tiny network can learn.',
   )
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(num_shards=shards)
@@ -95,6 +126,31 @@ def make_task(**settings) -> tasks.Pretrain:
     )
 
   return tasks.Pretrain(**({'model': model, 'perturb': AddNoise} | settings))
+
+
+def make_autoencoder(**settings) -> tasks.Autoencoder:
+  """Returns the autoencoder with a tiny network."""
+  settings = {
+    'base_filters': 2,
+    'depth': 3,
+    'skip_connections': False,
+  } | settings
+  return tasks.Autoencoder(functools.partial(models.build_unet3d, **settings))
+
+
+def prepare(task: tasks.Pretrain, words=WORDS) -> tasks.Pretrain:
+  """Prepares the task for data that are not on disk."""
+  task.prepare(
+    input_pipeline.Data(
+      data_dir='nowhere',
+      builder=None,
+      features=task.features,
+      shape=CUBE_SHAPE,
+      words=tuple(words),
+      sizes={},
+    )
+  )
+  return task
 
 
 def make_settings(data_dir: str, **settings) -> loop.Settings:

@@ -1,4 +1,7 @@
-"""Writes the encoder of a model as a SavedModel that takes cubes in HU.
+"""Writes the encoder of a model as a SavedModel that takes HU.
+
+That of a Y-Net or U-Net takes cubes, that of an autoencoder thumbnails of whole
+scans; both are called volumes here.
 
 Clipping and scaling happen inside the graph, so a caller needs neither Keras
 nor this package.
@@ -17,6 +20,7 @@ import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.scans import thumbnail
 from transvw_tf2.serving import signatures
 from transvw_tf2.training import checkpoints
 
@@ -24,66 +28,78 @@ from transvw_tf2.training import checkpoints
 class ServedEncoder(tf.Module):
   """Encoder from HU to embeddings, one tf.function per signature."""
 
-  def __init__(self, model, cube_shape: Sequence[int]):
+  def __init__(
+    self, model, shape: Sequence[int], volumes: str = signatures.CUBES
+  ):
     """Initialises the module.
 
     Args:
       model: built unet3d.UNet3D or visual_word_net.VisualWordNet.
-      cube_shape: voxels of a cube along x, y and z.
+      shape: voxels of a volume along x, y and z.
+      volumes: signatures.CUBES or signatures.THUMBNAILS, the name of the input
+        and part of the names of the signatures.
     """
     super().__init__(name='served_encoder')
     # Only the encoder is tracked, so decoder and head are not written.
     self.encoder = model.encoder
-    self._cube_shape = tuple(cube_shape)
+    self._shape = tuple(shape)
+    self._volumes = volumes
     embed = model.embed
 
-    def embed_hu(cubes):
-      clipped = tf.clip_by_value(cubes, schema.HU_MIN, schema.HU_MAX)
+    def embed_hu(hu):
+      clipped = tf.clip_by_value(hu, schema.HU_MIN, schema.HU_MAX)
       return {signatures.EMBEDDING: embed(schema.scale_hu(clipped))}
 
-    batch_shape = (None, *self._cube_shape, 1)
+    batch_shape = (None, *self._shape, 1)
+
+    # The name of the specification is that of the input in the contract.
+    @tf.function(
+      input_signature=[tf.TensorSpec(batch_shape, tf.float32, volumes)]
+    )
+    def embed_floats(hu):
+      return embed_hu(hu)
 
     @tf.function(
-      input_signature=[tf.TensorSpec(batch_shape, tf.float32, signatures.CUBES)]
+      input_signature=[tf.TensorSpec(batch_shape, tf.int16, volumes)]
     )
-    def embed_cubes(cubes):
-      return embed_hu(cubes)
+    def embed_int16(hu):
+      return embed_hu(tf.cast(hu, tf.float32))
 
-    @tf.function(
-      input_signature=[tf.TensorSpec(batch_shape, tf.int16, signatures.CUBES)]
-    )
-    def embed_cubes_int16(cubes):
-      return embed_hu(tf.cast(cubes, tf.float32))
-
-    # `bytes` is the name of the input in the contract.
     @tf.function(
       input_signature=[tf.TensorSpec((None,), tf.string, signatures.BYTES)]
     )
-    def embed_bytes(bytes):
-      return embed_hu(self._decode(bytes))
+    def embed_bytes(strings):
+      return embed_hu(self._decode(strings))
 
-    self.embed_cubes = embed_cubes
-    self.embed_cubes_int16 = embed_cubes_int16
+    self.embed_floats = embed_floats
+    self.embed_int16 = embed_int16
     self.embed_bytes = embed_bytes
 
   def functions(self) -> dict:
     """Returns the tf.functions by the name of their signature."""
+    floats, int16 = {
+      signatures.CUBES: (signatures.EMBED_CUBES, signatures.EMBED_CUBES_INT16),
+      signatures.THUMBNAILS: (
+        signatures.EMBED_THUMBNAILS,
+        signatures.EMBED_THUMBNAILS_INT16,
+      ),
+    }[self._volumes]
     return {
-      tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: self.embed_cubes,
-      signatures.EMBED_CUBES: self.embed_cubes,
-      signatures.EMBED_CUBES_INT16: self.embed_cubes_int16,
+      tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: self.embed_floats,
+      floats: self.embed_floats,
+      int16: self.embed_int16,
       signatures.EMBED_BYTES: self.embed_bytes,
     }
 
   def _decode(self, strings):
     """Decodes string (B,) into float32 HU (B, X, Y, Z, 1)."""
-    wanted = 2 * math.prod(self._cube_shape)
+    wanted = 2 * math.prod(self._shape)
     lengths = tf.strings.length(strings)
     check = tf.debugging.Assert(
       tf.reduce_all(lengths == wanted),
       [
-        f'bytes: wanted {wanted} bytes per cube, little-endian int16 '
-        f'{self._cube_shape} in [x, y, z] C order; got the lengths',
+        f'bytes: wanted {wanted} bytes per {self._volumes[:-1]}, little-endian '
+        f'int16 {self._shape} in [x, y, z] C order; got the lengths',
         lengths,
       ],
       summarize=16,
@@ -93,7 +109,7 @@ class ServedEncoder(tf.Module):
       values = tf.io.decode_raw(
         tf.identity(strings), tf.int16, little_endian=True
       )
-    shape = (tf.shape(strings)[0], *self._cube_shape, 1)
+    shape = (tf.shape(strings)[0], *self._shape, 1)
     return tf.cast(tf.reshape(values, shape), tf.float32)
 
 
@@ -126,19 +142,56 @@ def export_encoder(
     errors.UserError: `output` exists and is not to be replaced, or it cannot be
       written.
   """
+  described = {'cube_shape': list(cube_shape), 'words': list(words)}
+  _export(
+    model, output, summary, signatures.CUBES, cube_shape, described, overwrite
+  )
+
+
+def export_thumbnail_encoder(
+  model,
+  output: str,
+  summary: dict,
+  *,
+  thumbnail_shape: Sequence[int] = thumbnail.SHAPE,
+  overwrite: bool = False,
+) -> None:
+  """Writes the encoder of an autoencoder, as `export_encoder` does.
+
+  Signatures: `embed_thumbnails` (also `serving_default`) and
+  `embed_thumbnails_int16` take `thumbnails` in HU, (B, X, Y, Z, 1), and
+  `embed_bytes` takes `bytes`.
+
+  Args:
+    model: unet3d.UNet3D with its weights.
+    output: folder to write.
+    summary: how the model was trained; goes into the json file.
+    thumbnail_shape: voxels of a thumbnail along x, y and z.
+    overwrite: whether an existing `output` is replaced.
+
+  Raises:
+    errors.UserError: as `export_encoder`.
+  """
+  described = {'thumbnail_shape': list(thumbnail_shape)}
+  kind = signatures.THUMBNAILS
+  _export(model, output, summary, kind, thumbnail_shape, described, overwrite)
+
+
+def _export(model, output, summary, volumes, shape, described, overwrite):
+  """Writes a ServedEncoder of some volumes, and its description."""
   output = os.path.abspath(output)
   check_output(output, overwrite)
   if not model.built:
-    model.build((None, *cube_shape, 1))
-  module = ServedEncoder(model, cube_shape)
+    model.build((None, *shape, 1))
+  module = ServedEncoder(model, shape, volumes)
   metadata = {
     'axes': ['x', 'y', 'z'],
-    'cube_shape': list(cube_shape),
     'embedding_size': int(model.embedding_size),
     'hu_window': [schema.HU_MIN, schema.HU_MAX],
+    'input': volumes,
     'package_version': _package_version(),
     'training': summary,
-    'words': list(words),
+    **described,
   }
   # Beside the output, so that the rename stays within one file system.
   partial = f'{output}.partial-{uuid.uuid4().hex[:8]}'
@@ -194,19 +247,25 @@ def export_workdir(
   check_output(os.path.abspath(output), overwrite)
   model, metadata = checkpoints.load_model(workdir, which=checkpoint)
   # The json of the export need not repeat the model's own configuration.
-  described = {'model', 'cube_shape', 'words'}
+  described = {'model', 'shape', 'volume', 'words'}
   summary = {
     'checkpoint': checkpoint,
     **{key: metadata[key] for key in metadata if key not in described},
   }
-  export_encoder(
-    model,
-    output,
-    summary,
-    cube_shape=metadata.get('cube_shape', schema.CUBE_SHAPE),
-    words=metadata.get('words', ()),
-    overwrite=overwrite,
-  )
+  shape = metadata['shape']
+  if metadata['volume'] == 'thumbnail':
+    export_thumbnail_encoder(
+      model, output, summary, thumbnail_shape=shape, overwrite=overwrite
+    )
+  else:
+    export_encoder(
+      model,
+      output,
+      summary,
+      cube_shape=shape,
+      words=metadata.get('words', ()),
+      overwrite=overwrite,
+    )
   logging.info('exported %s of %s to %s', checkpoint, workdir, output)
   return summary
 

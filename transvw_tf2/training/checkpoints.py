@@ -1,6 +1,6 @@
 """What a run leaves on disk to go on from: checkpoints and a description.
 
-WORKDIR/model.json            the model's configuration, the words, settings
+WORKDIR/model.json            the model's configuration, settings of the run
 WORKDIR/checkpoints/latest/   everything a resumed run needs, the last few
 WORKDIR/checkpoints/best/     the weights with the lowest validation loss
 """
@@ -131,8 +131,8 @@ def write_description(workdir: str, description: dict) -> None:
 
   Args:
     workdir: folder of the run, existing.
-    description: JSON values: `model` (configuration), `cube_shape`, `words`
-      and the settings that must not change within a run.
+    description: JSON values: `model` (configuration), `shape` of the volumes
+      it takes, and the settings that must not change within a run.
 
   Raises:
     UserError: the folder belongs to a run with another description.
@@ -175,7 +175,7 @@ def load_model(
   try:
     model = keras.saving.deserialize_keras_object(description['model'])
     if not model.built:
-      model.build((None, *description['cube_shape'], 1))
+      model.build((None, *description['shape'], 1))
     progress = Progress()
     checkpoint = tf.train.Checkpoint(model=model, progress=progress)
     checkpoint.read(

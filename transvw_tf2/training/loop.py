@@ -28,7 +28,7 @@ from transvw_tf2.training import step as step_lib
 from transvw_tf2.training import tasks
 
 OPERATIVE_CONFIG_FILE = 'operative_config.gin'
-_CUBES_IN_PICTURE = 4
+_EXAMPLES_IN_PICTURE = 4
 
 
 @gin.configurable('train', module='training')
@@ -39,12 +39,12 @@ class Settings:
   Attributes:
     data_dir: a built data set, see `input_pipeline.find_data_dir`.
     task: makes the task.
-    batch_size: cubes per step over all replicas of all workers.
+    batch_size: examples per step over all replicas of all workers.
     epochs: at most so many.
     learning_rate: of Adam, at the beginning.
     schedule: makes what changes the learning rate.
     early_stopping: makes what ends the run.
-    seed: decides weights, order of the cubes and perturbations.
+    seed: decides weights, order of the examples and perturbations.
     jit_compile: see `step.compiled_part`.
     synchronized_batch_norm: see `step.resolve_batch_norm`.
     shuffle_buffer: see `input_pipeline.make_dataset`.
@@ -54,7 +54,7 @@ class Settings:
   """
 
   data_dir: str = ''
-  task: Callable[[], tasks.Pretrain] = tasks.Pretrain
+  task: Callable[[], tasks.Pretrain | tasks.Autoencoder] = tasks.Pretrain
   batch_size: int = 8
   epochs: int = 10000
   learning_rate: float = 1e-3
@@ -105,7 +105,13 @@ class _Run:
     self._strategy = strategy
     self._settings = settings
     self._chief = devices.is_chief(strategy)
-    self._data = input_pipeline.open_data(settings.data_dir)
+    # Same seed, same initial weights.
+    keras.utils.set_random_seed(settings.seed)
+    with strategy.scope():
+      self._task = settings.task()
+    self._data = input_pipeline.open_data(
+      settings.data_dir, self._task.features
+    )
     devices.check_batch_size(settings.batch_size, strategy.num_replicas_in_sync)
     self._num_steps = {
       split: input_pipeline.steps_per_epoch(
@@ -113,8 +119,7 @@ class _Run:
       )
       for split in (schema.TRAIN, schema.VALIDATION)
     }
-    # Same seed, same initial weights.
-    keras.utils.set_random_seed(settings.seed)
+    self._task.prepare(self._data)
     self._build()
     self._progress = checkpoints.Progress()
     self._describe()
@@ -127,28 +132,34 @@ class _Run:
       self._strategy, settings.jit_compile, settings.synchronized_batch_norm
     )
     with self._strategy.scope():
-      task = settings.task()
-      self._model = task.build_model(len(self._data.words), synchronized)
+      self._model = self._task.build_model(synchronized)
       # Called, not only built: layers may make variables in their first call.
-      self._model(tf.zeros((1, *self._data.cube_shape, 1)))
+      self._call_once()
       self._optimizer = keras.optimizers.Adam(
         settings.learning_rate, epsilon=1e-7
       )
       self._optimizer.build(self._model.trainable_variables)
-    self._task = task
     self._schedule = settings.schedule()
     self._early_stopping = settings.early_stopping()
     self._steps = step_lib.Steps(
       strategy=self._strategy,
       model=self._model,
       optimizer=self._optimizer,
-      task=task,
+      task=self._task,
       batch_size=settings.batch_size,
       jit_compile=settings.jit_compile,
     )
     self._average_statistics = (
       self._strategy.num_replicas_in_sync > 1 and not synchronized
     )
+
+  def _call_once(self):
+    try:
+      self._model(tf.zeros((1, *self._data.shape, 1)))
+    except ValueError as error:
+      raise errors.UserError(
+        f'data set {self._data.data_dir} does not fit the model: {error}'
+      ) from error
 
   def _describe(self):
     """Writes what the run is, or refuses the workdir of another run."""
@@ -161,9 +172,10 @@ class _Run:
         {
           'task': type(self._task).__name__,
           'model': self._serialize_model(),
-          'cube_shape': self._data.cube_shape,
-          'words': self._data.words,
-          'cubes': self._data.sizes,
+          **self._task.describe(),
+          'volume': self._data.volume,
+          'shape': self._data.shape,
+          'examples': self._data.sizes,
           'batch_size': self._settings.batch_size,
           'seed': self._settings.seed,
         },
@@ -178,7 +190,7 @@ class _Run:
 
   def _serialize_model(self):
     # Unsynchronised, so that a run can go on with other devices.
-    model = self._task.build_model(len(self._data.words), False)
+    model = self._task.build_model(False)
     return keras.saving.serialize_keras_object(model)
 
   def _open_checkpoints(self):
@@ -221,10 +233,8 @@ class _Run:
     epoch = self._progress.epoch + 1
     first_step = self._progress.step
     trained = self._train_epoch(epoch)
-    cubes = (
-      self._num_steps[schema.TRAIN] - first_step
-    ) * self._settings.batch_size
-    speed = cubes / (time.monotonic() - start)
+    steps = self._num_steps[schema.TRAIN] - first_step
+    speed = steps * self._settings.batch_size / (time.monotonic() - start)
     if self._average_statistics:
       self._steps.average_statistics()
     validated = self._validate()
@@ -233,13 +243,14 @@ class _Run:
       **{f'train/{name}': value for name, value in trained.items()},
       **{f'validation/{name}': value for name, value in validated.items()},
       'learning_rate': rate,
-      'cubes_per_second': speed,
+      f'{self._data.volume}s_per_second': speed,
     }
     self._end_epoch(epoch, validated['loss'], rate)
     self._reports.write_epoch(epoch, values)
     if epoch % self._settings.picture_epochs == 0 and self._chief:
       self._reports.write_slices(epoch, self._picture_rows())
-    print(_epoch_line(epoch, trained, validated, speed), flush=True)
+    speed_text = f'{speed:.2f} {self._data.volume}s/s'
+    print(_epoch_line(epoch, trained, validated, speed_text), flush=True)
 
   def _end_epoch(self, epoch, val_loss, rate):
     """Takes the validation loss of an epoch and saves."""
@@ -270,7 +281,7 @@ class _Run:
       desc=f'epoch {epoch}',
       total=num_steps * settings.batch_size,
       initial=progress.step * settings.batch_size,
-      unit='cube',
+      unit=self._data.volume,
       disable=None,  # only on a terminal
       leave=False,
     ) as bar:
@@ -297,7 +308,7 @@ class _Run:
       )
 
   def _validate(self) -> dict[str, float]:
-    """Returns means over all validation cubes, always perturbed alike."""
+    """Returns means over all of validation, always perturbed alike."""
     seed = step_lib.stream_seed(
       self._settings.seed, step_lib.VALIDATION_STREAM, 0
     )
@@ -329,20 +340,13 @@ class _Run:
 
   def _picture_rows(self):
     dataset = input_pipeline.make_dataset(
-      self._data, schema.VALIDATION, _CUBES_IN_PICTURE
+      self._data, schema.VALIDATION, _EXAMPLES_IN_PICTURE
     )
     batch = next(iter(dataset))
     seed = step_lib.stream_seed(
       self._settings.seed, step_lib.VALIDATION_STREAM, 0
     )
-    perturbed, restored = self._steps.restore_cubes(
-      batch['cube'], batch['index'], seed
-    )
-    return {
-      'original': batch['cube'].numpy(),
-      'perturbed': perturbed,
-      'restored': restored,
-    }
+    return self._steps.draw_pictures(batch, seed)
 
 
 class _Sums:
@@ -368,6 +372,6 @@ def _epoch_line(epoch, trained, validated, speed) -> str:
     return ', '.join(f'{name} {value:.4f}' for name, value in values.items())
 
   return (
-    f'epoch {epoch}: {speed:.2f} cubes/s; train {listed(trained)};'
+    f'epoch {epoch}: {speed}; train {listed(trained)};'
     f' validation {listed(validated)}'
   )

@@ -7,6 +7,7 @@ more than one replica.
 
 from absl import logging
 import keras
+import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
@@ -74,7 +75,7 @@ def resolve_batch_norm(
       'False or train.synchronized_batch_norm = False'
     )
   logging.info(
-    'batch norm: each of %d replicas uses the statistics of its own cubes',
+    'batch norm: each of %d replicas uses the statistics of its own examples',
     replicas,
   )
   return False
@@ -90,11 +91,11 @@ def stream_seed(seed: int, stream: int, epoch: int) -> tf.Tensor:
 
 
 def example_seeds(seed: tf.Tensor, index: tf.Tensor) -> tf.Tensor:
-  """Returns a seed for each cube, whichever replica it is on.
+  """Returns a seed for each example, whichever replica it is on.
 
   Args:
     seed: int32 (2,), of stream_seed.
-    index: int32 (B,), places of the cubes in the epoch.
+    index: int32 (B,), places of the examples in the epoch.
 
   Returns:
     int32 (B, 2), row i is (seed[0], seed[1] + index[i]).
@@ -122,7 +123,7 @@ class Steps:
       model: built in the strategy's scope.
       optimizer: built on the model's variables in the same scope.
       task: see tasks.
-      batch_size: cubes per step over all replicas.
+      batch_size: examples per step over all replicas.
       jit_compile: see compiled_part.
     """
     self._strategy = strategy
@@ -132,8 +133,8 @@ class Steps:
     self._batch_size = batch_size
     part = compiled_part(jit_compile, devices.uses_gpu(strategy))
     # A compiled network has the perturbation inside the same program.
-    self._perturb = tf.function(
-      self._perturb_batch, jit_compile=part in (_NETWORK, _PERTURB)
+    self._make_inputs = tf.function(
+      self._inputs_of, jit_compile=part in (_NETWORK, _PERTURB)
     )
     network = part == _NETWORK
     self._gradients = self._gradients_of
@@ -175,7 +176,8 @@ class Steps:
       seed: int32 (2,).
 
     Returns:
-      dict of float32 (): sums of the task's losses, and `weight`, the cubes.
+      dict of float32 (): sums of the task's losses, and `weight`, the number
+      of examples.
     """
 
     def replica_step(batch, seed):
@@ -203,22 +205,20 @@ class Steps:
 
     self._strategy.run(average)
 
-  def restore_cubes(self, cubes, index, seed):
-    """Perturbs and restores some cubes, for pictures.
+  def draw_pictures(self, batch, seed):
+    """Runs the model on a batch, for pictures.
 
     Args:
-      cubes: float32 (B, X, Y, Z, 1) in [0, 1].
-      index: int32 (B,), see example_seeds.
+      batch: one element of an undistributed data set.
       seed: int32 (2,).
 
     Returns:
-      float32 NumPy arrays of that shape, perturbed and restored (None for a
-      model that restores nothing).
+      float32 NumPy arrays (B, X, Y, Z, 1) by title, as the task says.
     """
-    inputs = self._perturb({'cube': cubes, 'index': index}, seed)
+    inputs = self._make_inputs(batch, seed)
     outputs = self._model(inputs, training=False)
-    restored = outputs.get('restored')
-    return inputs.numpy(), None if restored is None else restored.numpy()
+    pictures = self._task.pictures(outputs, batch, inputs)
+    return {title: np.asarray(one) for title, one in pictures.items()}
 
   def _add_up(self, function, batch, seed):
     sums = self._strategy.run(function, args=(batch, seed))
@@ -227,13 +227,13 @@ class Steps:
       for name, value in sums.items()
     }
 
-  def _perturb_batch(self, batch, seed):
-    seeds = example_seeds(seed, batch['index'])
-    return self._task.perturb(batch['cube'], seeds)
+  def _inputs_of(self, batch, seed):
+    """Returns what the model sees of a batch."""
+    return self._task.make_inputs(batch, example_seeds(seed, batch['index']))
 
   def _gradients_of(self, batch, seed):
     """Returns gradients and sums of the losses on one replica."""
-    inputs = self._perturb(batch, seed)
+    inputs = self._make_inputs(batch, seed)
     with tf.GradientTape() as tape:
       outputs = self._model(inputs, training=True)
       losses = self._task.losses(outputs, batch, inputs)
@@ -246,7 +246,7 @@ class Steps:
 
   def _evaluation_of(self, batch, seed):
     """Returns weighted sums of the losses on one replica."""
-    inputs = self._perturb(batch, seed)
+    inputs = self._make_inputs(batch, seed)
     outputs = self._model(inputs, training=False)
     losses = self._task.losses(outputs, batch, inputs)
     weight = batch['weight']

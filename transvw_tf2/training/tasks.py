@@ -2,11 +2,15 @@
 
 The step and the loop know nothing of words or restoration. A task has
 
-  build_model(num_words, synchronized_batch_norm) -> keras.Model, not yet built
-  perturb(cubes, seeds) -> what the model sees
+  features: what it reads of a data set, see input_pipeline.Data
+  prepare(data): called once, before anything below, with the opened data
+  build_model(synchronized_batch_norm) -> keras.Model, not yet built
+  describe() -> dict of JSON values that must not change within a run
+  make_inputs(batch, seeds) -> what the model sees, from a seed per example
   losses(outputs, batch, inputs) -> dict of float32 (B,), `loss` among them
+  pictures(outputs, batch, inputs) -> dict of float32 (B, X, Y, Z, 1) by title
 
-and every entry of the losses is averaged over the cubes and logged.
+and every entry of the losses is averaged over the examples and logged.
 """
 
 from collections.abc import Callable
@@ -14,11 +18,14 @@ import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 
 import gin
 import keras
+import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import models
+from transvw_tf2 import schema
 from transvw_tf2.perturb import perturb as perturb_lib
+from transvw_tf2.training import input_pipeline
 
 
 @gin.configurable('perturb', module='tasks')
@@ -37,6 +44,8 @@ class Pretrain:
   loss = restoration_weight * MSE + word_weight * cross-entropy of the word's
   softmax probability, both plain means.
   """
+
+  features = input_pipeline.CUBES_AND_WORDS
 
   def __init__(
     self,
@@ -65,20 +74,25 @@ class Pretrain:
     self._restoration_weight = restoration_weight
     self._word_weight = word_weight
 
-  def build_model(
-    self, num_words: int, synchronized_batch_norm: bool = False
-  ) -> keras.Model:
-    """Returns the network for `num_words` words, not yet built."""
-    try:
-      return self._model(
-        num_words=num_words, synchronized_batch_norm=synchronized_batch_norm
-      )
-    except ValueError as error:
-      raise errors.UserError(f'model: {error}') from error
+  def prepare(self, data: input_pipeline.Data) -> None:
+    """Takes the words of the data set."""
+    self._words = data.words
 
-  def perturb(self, cubes, seeds):
-    """Perturbs float32 (B, X, Y, Z, 1) cubes by int32 (B, 2) seeds."""
-    return self._perturb(cubes, seeds)
+  def build_model(self, synchronized_batch_norm: bool = False) -> keras.Model:
+    """Returns the network for the words of the data, not yet built."""
+    return _build(
+      self._model,
+      num_words=len(self._words),
+      synchronized_batch_norm=synchronized_batch_norm,
+    )
+
+  def describe(self) -> dict:
+    """Returns the names of the words."""
+    return {'words': self._words}
+
+  def make_inputs(self, batch, seeds):
+    """Perturbs the cubes of a batch by int32 (B, 2) seeds."""
+    return self._perturb(batch['cube'], seeds)
 
   def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
     """Returns losses and metrics of each cube.
@@ -107,6 +121,85 @@ class Pretrain:
       'accuracy': tf.cast(named == batch['word'], tf.float32),
       'perturbed_mse': _mean_squared_error(inputs, batch['cube']),
     }
+
+  def pictures(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns what a picture of some cubes shows."""
+    return {
+      'original': batch['cube'],
+      'perturbed': inputs,
+      'restored': outputs['restored'],
+    }
+
+
+@gin.configurable(module='tasks')
+class Autoencoder:
+  """Restores a whole scan from its thumbnail (TransVW, section III-A).
+
+  loss = MSE. Its encoder describes scans, so that similar ones are found.
+  """
+
+  features = input_pipeline.THUMBNAILS
+
+  def __init__(self, model: Callable[..., keras.Model] = models.build_unet3d):
+    """Initialises the task.
+
+    Args:
+      model: makes the network from synchronized_batch_norm.
+    """
+    self._model = model
+
+  def prepare(self, data: input_pipeline.Data) -> None:
+    """Computes the mean training thumbnail, the prediction to be beaten."""
+    total = np.zeros(data.shape)
+    for one in input_pipeline.read_volumes(data, schema.TRAIN):
+      total += one
+    mean = schema.scale_hu(total / data.size(schema.TRAIN))
+    self._mean = tf.constant(mean[..., np.newaxis], tf.float32)
+
+  def build_model(self, synchronized_batch_norm: bool = False) -> keras.Model:
+    """Returns the network, not yet built."""
+    return _build(self._model, synchronized_batch_norm=synchronized_batch_norm)
+
+  def describe(self) -> dict:
+    """Returns nothing: the model and the data say all."""
+    return {}
+
+  def make_inputs(self, batch, seeds):
+    """Returns the thumbnails of a batch as they are."""
+    del seeds
+    return batch['thumbnail']
+
+  def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns losses and metrics of each thumbnail.
+
+    Args:
+      outputs: of the model, float32 (B, X, Y, Z, 1).
+      batch: `thumbnail` float32 (B, X, Y, Z, 1) in [0, 1].
+      inputs: the same thumbnails.
+
+    Returns:
+      dict of float32 (B,): `loss` and `mse`, the mean squared error, and
+      `mean_mse`, that of predicting the mean training thumbnail, to be beaten.
+    """
+    del inputs
+    mse = _mean_squared_error(outputs, batch['thumbnail'])
+    return {
+      'loss': mse,
+      'mse': mse,
+      'mean_mse': _mean_squared_error(self._mean, batch['thumbnail']),
+    }
+
+  def pictures(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns what a picture of some thumbnails shows."""
+    del inputs
+    return {'input': batch['thumbnail'], 'output': outputs}
+
+
+def _build(model, **settings) -> keras.Model:
+  try:
+    return model(**settings)
+  except ValueError as error:
+    raise errors.UserError(f'model: {error}') from error
 
 
 def _mean_squared_error(first, second):

@@ -1,0 +1,91 @@
+"""What the TFDS builders of cubes share: features, config checks, folders."""
+
+from collections.abc import Mapping
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from transvw_tf2 import errors
+from transvw_tf2 import schema
+
+
+def make_features() -> tfds.features.FeaturesDict:
+  """Returns the features of a cube; they are the contract with training."""
+  return tfds.features.FeaturesDict(
+    {
+      # HU in [-1000, 1000], indexed [x, y, z].
+      'cube': tfds.features.Tensor(
+        shape=schema.CUBE_SHAPE,
+        dtype=np.int16,
+        encoding=tfds.features.Encoding.BYTES,
+      ),
+      # The number of words is set when they are known.
+      'word': tfds.features.ClassLabel(),
+      'scan_id': tfds.features.Text(),
+      # 0 = native size, 1 and 2 = random in-plane size.
+      'resolution': tfds.features.Scalar(np.int32),
+      # The box in the scan, voxels [x, y, z].
+      'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+      'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+      # mm between voxels of the scan, [x, y, z].
+      'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
+      # 0 for the patient nearest to the word's reference.
+      'rank': tfds.features.Scalar(np.int32),
+      # L2 distance of the descriptors of this patient and the reference.
+      'distance': tfds.features.Scalar(np.float32),
+    }
+  )
+
+
+def check_config_fields(
+  config_class: type[tfds.core.BuilderConfig],
+  positional: tuple,
+  fields: Mapping[str, object],
+  example: str,
+) -> None:
+  """Checks the names of a config's fields, which come from JSON.
+
+  Called before the config is made, for a field that is not known would raise
+  TypeError without saying what is.
+
+  Args:
+    config_class: a dataclass.
+    positional: positional arguments, given by none but copies.
+    fields: keyword arguments.
+    example: a config with a name, in JSON.
+
+  Raises:
+    UserError: a field is unknown, or the name is missing.
+  """
+  known = [field.name for field in dataclasses.fields(config_class)]
+  of_tfds = {
+    field.name for field in dataclasses.fields(tfds.core.BuilderConfig)
+  }
+  own = [name for name in known if name not in of_tfds]
+  for name in fields:
+    if name not in known:
+      raise errors.UserError(
+        f'unknown config field "{name}"; known are name, {", ".join(own)}'
+      )
+  if fields and not positional and 'name' not in fields:
+    raise errors.UserError(
+      f'a config needs a name of your choice, such as {example}'
+    )
+
+
+def find_manual_dir(dl_manager, wanted: str) -> str:
+  """Returns --manual_dir.
+
+  Raises:
+    UserError: it does not exist or is empty; the line says what is wanted.
+  """
+  try:
+    return os.fspath(dl_manager.manual_dir)
+  except AssertionError as error:
+    # The first sentence of TFDS names the folder.
+    first = str(error).partition(' Create it')[0]
+    raise errors.UserError(
+      f'{first} --manual_dir must hold {wanted}'
+    ) from error

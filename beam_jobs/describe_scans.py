@@ -1,0 +1,95 @@
+r"""Describes scans by a trained autoencoder, without reading them again.
+
+  python -m beam_jobs.describe_scans --data INDEX --descriptor_model MODEL \
+      --output descriptors.npz --runner=FnApiRunner --direct_num_workers=2 \
+      --direct_running_mode=multi_processing
+
+INDEX is what `index_scans` wrote, MODEL what `transvw_tf2.export` wrote for a
+run of gin/runs/autoencoder.gin. All that is not a flag of this job is handed to
+Beam as an option.
+"""
+
+from collections.abc import Sequence
+import os
+import shutil
+
+from absl import flags
+from apache_beam.options import pipeline_options
+
+from beam_jobs import common_flags
+from beam_jobs import describe
+from transvw_tf2 import errors
+from transvw_tf2 import mains
+from transvw_tf2.discovery import vocabulary
+from transvw_tf2.training import input_pipeline
+
+_DATA = flags.DEFINE_string(
+  'data', None, 'Index that index_scans wrote.', required=True
+)
+_MODEL = flags.DEFINE_string(
+  'descriptor_model', None, 'Exported autoencoder.', required=True
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'File to write, descriptors.npz.', required=True
+)
+_BATCH_SIZE = flags.DEFINE_integer(
+  'batch_size', describe.BATCH_SIZE, 'Scans at a time.', lower_bound=1
+)
+
+
+def run(
+  data: str,
+  model: str,
+  output: str,
+  *,
+  batch_size: int = describe.BATCH_SIZE,
+  options: pipeline_options.PipelineOptions | None = None,
+) -> int:
+  """Writes the descriptors of all scans of an index.
+
+  Args:
+    data: folder that `index_scans` wrote.
+    model: folder that `transvw_tf2.export` wrote for an autoencoder.
+    output: file to write; it appears only when all is written.
+    batch_size: thumbnails per call of the encoder.
+    options: Beam options.
+
+  Returns:
+    The number of scans.
+
+  Raises:
+    UserError: `output` exists, or the index or the model is wrong.
+  """
+  if os.path.exists(output):
+    raise errors.UserError(
+      f'--output {output} exists; give another file, or remove it'
+    )
+  index = input_pipeline.open_data(data, input_pipeline.THUMBNAILS).data_dir
+  temporary = f'{output}.incomplete'
+  shutil.rmtree(temporary, ignore_errors=True)
+  os.makedirs(temporary)
+  try:
+    scan_ids, matrix = describe.describe_index(
+      index, model, temporary, batch_size=batch_size, options=options
+    )
+    vocabulary.write_descriptors(temporary, scan_ids, matrix)
+    written = os.path.join(temporary, vocabulary.DESCRIPTORS_FILE)
+    os.rename(written, output)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return len(scan_ids)
+
+
+def main(argv: Sequence[str]) -> None:
+  count = run(
+    _DATA.value,
+    _MODEL.value,
+    _OUTPUT.value,
+    batch_size=_BATCH_SIZE.value,
+    options=common_flags.beam_options(argv[1:]),
+  )
+  print(f'descriptors of {count} scans: {_OUTPUT.value}')
+
+
+if __name__ == '__main__':
+  mains.run(main, known_only=True)

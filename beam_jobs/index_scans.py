@@ -1,0 +1,149 @@
+r"""Writes a thumbnail of each scan into shards, for the autoencoder.
+
+  python -m beam_jobs.index_scans --scans LUNA16 --output INDEX \
+      --runner=FnApiRunner --direct_num_workers=2 \
+      --direct_running_mode=multi_processing
+
+Each scan is read once, clipped to [-1000, 1000] HU and resized to 128x128x64
+voxels of int16, 2 MiB a scan. INDEX is a TFDS data set with the splits `train`
+and `validation`, by patient; `rejected.csv` lists the scans that cannot be
+used. All that is not a flag of this job is handed to Beam as an option.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import glob
+import os
+import shutil
+
+from absl import flags
+from absl import logging
+import apache_beam as beam
+from apache_beam.options import pipeline_options
+import pyarrow.parquet as pq
+
+from beam_jobs import common_flags
+from beam_jobs import pipelines
+from beam_jobs import thumbnails
+from transvw_tf2 import errors
+from transvw_tf2 import mains
+from transvw_tf2 import schema
+from transvw_tf2.discovery import vocabulary
+from transvw_tf2.scans import luna16
+
+_SCANS = flags.DEFINE_string('scans', None, 'Folder of scans.', required=True)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder to make for the index.', required=True
+)
+
+_DESCRIPTION = 'Chest CT scans, resized whole to 128x128x64 voxels.'
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+  """What was written.
+
+  Attributes:
+    thumbnails: number by split.
+    rejected: sorted (scan, reason, detail) of scans that cannot be used.
+  """
+
+  thumbnails: dict[str, int]
+  rejected: tuple[tuple[str, str, str], ...]
+
+
+def run(
+  scans: str,
+  output: str,
+  *,
+  options: pipeline_options.PipelineOptions | None = None,
+) -> Result:
+  """Writes the thumbnails of a folder of scans into a new folder.
+
+  Args:
+    scans: folder in LUNA16's layout, or with train/ and validation/.
+    output: folder to make; it appears only when all is written.
+    options: Beam options.
+
+  Raises:
+    UserError: `output` exists, there is no usable training scan, or as
+      `luna16.find_scans` says.
+  """
+  if os.path.exists(output):
+    raise errors.UserError(
+      f'--output {output} exists; give another folder, or remove it'
+    )
+  scan_files = luna16.find_scans(scans)
+  temporary = f'{output.rstrip(os.sep)}.incomplete'
+  shutil.rmtree(temporary, ignore_errors=True)
+  rows_folder = os.path.join(temporary, 'rows.tmp')
+  os.makedirs(rows_folder)
+  try:
+    requests = thumbnails.plan_shards(scan_files, temporary)
+    pipelines.run(
+      beam.Create(requests)
+      | thumbnails.WriteShards(os.path.join(rows_folder, 'part')),
+      options=options,
+    )
+    result = _describe(requests, _read_rows(rows_folder), temporary)
+    shutil.rmtree(rows_folder)
+    os.rename(temporary, output)
+  finally:
+    shutil.rmtree(temporary, ignore_errors=True)
+  return result
+
+
+def _read_rows(folder: str) -> list[dict]:
+  paths = sorted(glob.glob(os.path.join(glob.escape(folder), '*.parquet')))
+  return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def _describe(requests, rows, folder) -> Result:
+  """Writes the files that describe the shards."""
+  rejected = tuple(
+    sorted(
+      (row['scan_id'], row['reason'], row['detail'])
+      for row in rows
+      if row['reason']
+    )
+  )
+  lengths = {}
+  for split in (schema.TRAIN, schema.VALIDATION):
+    of_split = [one for one in requests if one.split == split]
+    counts = [0] * len(of_split)
+    for row in rows:
+      if row['split'] == split and not row['reason']:
+        counts[row['shard']] += 1
+    if sum(counts):
+      lengths[split] = counts
+      continue
+    logging.warning('no scans for the %s split: it is left out', split)
+    for one in of_split:
+      os.remove(one.output)
+  if schema.TRAIN not in lengths:
+    raise errors.UserError(
+      f'no usable training scan; {len(rows)} scans were read, {len(rejected)}'
+      ' rejected'
+      + (f', first {": ".join(rejected[0])}' if rejected else '')
+      + '; LUNA16 folds 0-4 (subset0 .. subset4) or a train/ folder are needed'
+    )
+  vocabulary.write_rejected(folder, rejected)
+  thumbnails.write_metadata(folder, lengths, _DESCRIPTION)
+  return Result(
+    thumbnails={split: sum(counts) for split, counts in lengths.items()},
+    rejected=rejected,
+  )
+
+
+def main(argv: Sequence[str]) -> None:
+  result = run(
+    _SCANS.value, _OUTPUT.value, options=common_flags.beam_options(argv[1:])
+  )
+  for split, count in result.thumbnails.items():
+    print(f'{split}: {count} thumbnails')
+  print(f'rejected scans: {len(result.rejected)}')
+  print(f'index: {_OUTPUT.value}')
+
+
+if __name__ == '__main__':
+  mains.run(main, known_only=True)

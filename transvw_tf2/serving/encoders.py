@@ -1,0 +1,82 @@
+"""Loads exported encoders."""
+
+from collections.abc import Callable
+import dataclasses
+import os
+
+import numpy as np
+import tensorflow as tf
+
+from transvw_tf2 import errors
+from transvw_tf2.serving import signatures
+
+_INT16 = {
+  signatures.CUBES: signatures.EMBED_CUBES_INT16,
+  signatures.THUMBNAILS: signatures.EMBED_THUMBNAILS_INT16,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoder:
+  """An exported encoder.
+
+  Attributes:
+    loaded: what tf.saved_model.load returned; its functions die with it.
+    function: the signature that takes int16.
+    volumes: signatures.CUBES or signatures.THUMBNAILS, the name of its input.
+    shape: voxels of a volume along x, y and z.
+    embedding_size: numbers in an embedding.
+  """
+
+  loaded: object
+  function: Callable
+  volumes: str
+  shape: tuple[int, int, int]
+  embedding_size: int
+
+  def embed(self, hu: np.ndarray) -> np.ndarray:
+    """Maps int16 (B, x, y, z), HU, to float32 (B, embedding_size)."""
+    volumes = {self.volumes: tf.constant(hu[..., np.newaxis])}
+    return self.function(**volumes)[signatures.EMBEDDING].numpy()
+
+
+def load(path: str, volumes: str) -> Encoder:
+  """Loads what serving/export.py wrote.
+
+  Args:
+    path: the --output of transvw_tf2.export.
+    volumes: signatures.CUBES or signatures.THUMBNAILS, what it has to take.
+
+  Raises:
+    errors.UserError: `path` is missing, no SavedModel or of another program, or
+      the model takes something else.
+  """
+  run = 'an autoencoder' if volumes == signatures.THUMBNAILS else 'pre-training'
+  hint = f'pass the --output of transvw_tf2.export of {run}'
+  if not os.path.isdir(path):
+    raise errors.UserError(f'model {path!r} is not a folder: {hint}')
+  if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
+    raise errors.UserError(
+      f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
+    )
+  try:
+    loaded = tf.saved_model.load(path)
+  except (OSError, ValueError, tf.errors.OpError) as error:
+    raise errors.UserError(
+      f'model {path!r} cannot be loaded ({error}): export it again'
+    ) from error
+  name = _INT16[volumes]
+  function = loaded.signatures.get(name)
+  if function is None:
+    raise errors.UserError(
+      f'model {path!r} has the signatures {sorted(loaded.signatures)}, wanted'
+      f' {name!r}: {hint}'
+    )
+  _, inputs = function.structured_input_signature
+  return Encoder(
+    loaded=loaded,
+    function=function,
+    volumes=volumes,
+    shape=tuple(inputs[volumes].shape[1:4]),
+    embedding_size=function.structured_outputs[signatures.EMBEDDING].shape[-1],
+  )
