@@ -99,7 +99,7 @@ def _export_split(data, split, folder, dtype, first_fold) -> None:
         path, 'w+', dtype, (len(rows), *schema.CUBE_SHAPE)
       )
   examples = tfds.as_numpy(data.builder.as_dataset(split))
-  for one in tqdm.tqdm(examples, split, len(cubes), unit='cube'):
+  for one in tqdm.tqdm(examples, split, len(cubes), unit='cube', disable=None):
     word, rank = int(one['word']), int(one['rank'])
     fold = word // released_npy.WORDS_PER_FILE
     row = folds[fold][word, rank]

@@ -275,7 +275,7 @@ def write_luna16(
   ):
     os.makedirs(os.path.join(folder, name), exist_ok=True)
   scan_ids, annotations, candidates = [], [], []
-  for index in tqdm.trange(scans, desc='scans', unit='scan'):
+  for index in tqdm.trange(scans, desc='scans', unit='scan', disable=None):
     one = make(index, size, variation)
     _write_patient(folder, f'subset{index % _SUBSETS}', one)
     scan_ids.append(one.scan_id)
