@@ -11,7 +11,9 @@ from transvw_tf2.models import unet3d
 from transvw_tf2.scans import geometry
 from transvw_tf2.scans import reader
 from transvw_tf2.serving import embed
+from transvw_tf2.serving import encoders
 from transvw_tf2.serving import export
+from transvw_tf2.serving import signatures
 
 _CUBE = (8, 6, 4)
 
@@ -26,7 +28,7 @@ def _model(tmp_path_factory):
 
 @pytest.fixture(name='encoder', scope='module')
 def _encoder(model):
-  return embed.load_encoder(model)
+  return encoders.load(model, signatures.CUBES)
 
 
 def _scan(size=(19, 13, 10), seed=0):
@@ -89,7 +91,7 @@ def test_batches_are_lazy_and_hold_the_cubes():
   for cube, (x, y, z) in zip(cubes, places, strict=True):
     for offset in np.ndindex(_CUBE):
       voxel = hu[x + offset[0], y + offset[1], z + offset[2]]
-      assert cube[(*offset, 0)] == voxel
+      assert cube[offset] == voxel
 
 
 @pytest.mark.parametrize('batch_size', [1, 4, 100])
@@ -130,12 +132,12 @@ def test_parse_stride():
 
 def test_load_refuses_what_is_no_model(tmp_path):
   with pytest.raises(errors.UserError, match='is not a folder'):
-    embed.load_encoder(str(tmp_path / 'nothing'))
+    encoders.load(str(tmp_path / 'nothing'), signatures.CUBES)
   with pytest.raises(errors.UserError, match='is not a SavedModel'):
-    embed.load_encoder(str(tmp_path))
+    encoders.load(str(tmp_path), signatures.CUBES)
   (tmp_path / 'saved_model.pb').write_bytes(b'not a protocol buffer')
   with pytest.raises(errors.UserError, match='cannot be loaded'):
-    embed.load_encoder(str(tmp_path))
+    encoders.load(str(tmp_path), signatures.CUBES)
 
 
 def test_load_refuses_a_foreign_model(tmp_path):
@@ -145,7 +147,7 @@ def test_load_refuses_a_foreign_model(tmp_path):
   )
   tf.saved_model.save(module, str(tmp_path), {'double': module.double})
   with pytest.raises(errors.UserError, match=r"signatures \['double'\]"):
-    embed.load_encoder(str(tmp_path))
+    encoders.load(str(tmp_path), signatures.CUBES)
 
 
 def test_embeds_a_file(model, tmp_path):
@@ -162,7 +164,7 @@ def test_embeds_a_file(model, tmp_path):
   assert arrays['places'].shape == (27, 3)
   assert arrays['places'].dtype == np.int32
   assert arrays['mean'].shape == (8,)
-  want = embed.embed_scan(embed.load_encoder(model), _scan(size))
+  want = embed.embed_scan(encoders.load(model, signatures.CUBES), _scan(size))
   np.testing.assert_allclose(arrays['embeddings'], want.embeddings, atol=1e-6)
   assert os.listdir(output.parent) == ['scan.npz']
 

@@ -9,8 +9,9 @@ import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2.models import unet3d
-from transvw_tf2.serving import embed
+from transvw_tf2.serving import encoders
 from transvw_tf2.serving import export
+from transvw_tf2.serving import signatures
 
 _SHAPE = (12, 8, 4)
 
@@ -80,4 +81,4 @@ def test_only_the_encoder_is_written(model, exported):
 
 def test_it_is_no_encoder_of_cubes(exported):
   with pytest.raises(errors.UserError, match="wanted 'embed_cubes_int16'"):
-    embed.load_encoder(exported)
+    encoders.load(exported, signatures.CUBES)

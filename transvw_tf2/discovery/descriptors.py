@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import functools
 
 import numpy as np
-from scipy import ndimage
 from sklearn import decomposition
 import threadpoolctl
 
 from transvw_tf2 import schema
+from transvw_tf2.scans import thumbnail
 
 # The size to which the paper resizes whole scans (section III-A) ...
 _RESIZED_SHAPE = (128, 128, 64)
@@ -47,8 +47,8 @@ def make_thumbnail(hu: np.ndarray) -> np.ndarray:
     @ to_z.T
     for plane in hu
   ]
-  thumbnail = np.tensordot(to_x, np.stack(planes), axes=(1, 0))
-  return schema.scale_hu(thumbnail).astype(np.float32)
+  means = np.tensordot(to_x, np.stack(planes), axes=(1, 0))
+  return schema.scale_hu(means).astype(np.float32)
 
 
 def fit_pca(thumbnails: np.ndarray) -> decomposition.PCA:
@@ -105,17 +105,6 @@ def choose_fit_scans(scan_ids: Sequence[str]) -> list[str]:
 @functools.lru_cache(maxsize=64)
 def _thumbnail_weights(source: int, resized: int, target: int) -> np.ndarray:
   """Returns float32 (target, source): filter, linear samples, block means."""
-  weights = np.eye(source)
-  # scikit-image's rule for the anti-aliasing filter.
-  sigma = max(0.0, (source / resized - 1.0) / 2.0)
-  if sigma > 0.0:
-    weights = ndimage.gaussian_filter1d(weights, sigma, axis=0, mode='mirror')
-  position = (np.arange(resized) + 0.5) * (source / resized) - 0.5
-  coordinates = np.stack(
-    np.meshgrid(position, np.arange(source), indexing='ij')
-  )
-  weights = ndimage.map_coordinates(
-    weights, coordinates, order=1, mode='mirror'
-  )
+  weights = thumbnail.resize_weights(source, resized, np.float64)
   blocks = weights.reshape(target, resized // target, source)
   return blocks.mean(axis=1).astype(np.float32)

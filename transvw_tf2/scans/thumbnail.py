@@ -41,8 +41,8 @@ def make_thumbnail(hu: np.ndarray, shape: Sequence[int] = SHAPE) -> np.ndarray:
 
 
 @functools.lru_cache(maxsize=64)
-def resize_weights(source: int, target: int) -> np.ndarray:
-  """Returns float32 (target, source): anti-aliasing filter, linear samples."""
+def resize_weights(source: int, target: int, dtype=np.float32) -> np.ndarray:
+  """Returns (target, source): anti-aliasing filter, then linear samples."""
   weights = np.eye(source)
   # scikit-image's rule for the anti-aliasing filter.
   sigma = max(0.0, (source / target - 1.0) / 2.0)
@@ -54,6 +54,6 @@ def resize_weights(source: int, target: int) -> np.ndarray:
   )
   weights = ndimage.map_coordinates(
     weights, coordinates, order=1, mode='mirror'
-  ).astype(np.float32)
+  ).astype(dtype)
   weights.setflags(write=False)
   return weights

@@ -1,6 +1,5 @@
 """Embeds a whole scan: cubes on a grid through an exported encoder."""
 
-from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
@@ -9,29 +8,11 @@ import uuid
 
 from absl import logging
 import numpy as np
-import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2.scans import reader
+from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
-
-
-@dataclasses.dataclass(frozen=True)
-class LoadedEncoder:
-  """An exported encoder.
-
-  Attributes:
-    loaded: what tf.saved_model.load returned; its functions die with it.
-    embed_int16: maps `cubes`, int16 (B, X, Y, Z, 1) in HU, to a dict with
-      `embedding`, float32 (B, embedding_size).
-    cube_shape: voxels of a cube along x, y and z.
-    embedding_size: numbers in an embedding.
-  """
-
-  loaded: object
-  embed_int16: Callable
-  cube_shape: tuple[int, int, int]
-  embedding_size: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,40 +28,6 @@ class ScanEmbedding:
   places: np.ndarray
   embeddings: np.ndarray
   mean: np.ndarray
-
-
-def load_encoder(path: str) -> LoadedEncoder:
-  """Loads what serving/export.py wrote.
-
-  Raises:
-    errors.UserError: `path` is missing, no SavedModel or of another program.
-  """
-  hint = 'pass the --output of transvw_tf2.export'
-  if not os.path.isdir(path):
-    raise errors.UserError(f'model {path!r} is not a folder: {hint}')
-  if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
-    raise errors.UserError(
-      f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
-    )
-  try:
-    loaded = tf.saved_model.load(path)
-  except (OSError, ValueError, tf.errors.OpError) as error:
-    raise errors.UserError(
-      f'model {path!r} cannot be loaded ({error}): export it again'
-    ) from error
-  function = loaded.signatures.get(signatures.EMBED_CUBES_INT16)
-  if function is None:
-    raise errors.UserError(
-      f'model {path!r} has the signatures {sorted(loaded.signatures)}, wanted '
-      f'{signatures.EMBED_CUBES_INT16!r}: {hint}'
-    )
-  _, inputs = function.structured_input_signature
-  return LoadedEncoder(
-    loaded=loaded,
-    embed_int16=function,
-    cube_shape=tuple(inputs[signatures.CUBES].shape[1:4]),
-    embedding_size=function.structured_outputs[signatures.EMBEDDING].shape[-1],
-  )
 
 
 def cube_places(
@@ -130,7 +77,7 @@ def cut_batches(
   cube_shape: Sequence[int],
   batch_size: int,
 ) -> Iterator[np.ndarray]:
-  """Yields the cubes at `places`, int16 (B, X, Y, Z, 1), a batch at a time."""
+  """Yields the cubes at `places`, int16 (B, X, Y, Z), a batch at a time."""
   for start in range(0, len(places), batch_size):
     cubes = []
     for place in places[start : start + batch_size]:
@@ -139,11 +86,11 @@ def cut_batches(
         for corner, side in zip(place, cube_shape, strict=True)
       )
       cubes.append(hu[box])
-    yield np.stack(cubes)[..., np.newaxis]
+    yield np.stack(cubes)
 
 
 def embed_scan(
-  encoder: LoadedEncoder,
+  encoder: encoders.Encoder,
   hu: np.ndarray,
   stride: Sequence[int] | None = None,
   batch_size: int = 8,
@@ -151,7 +98,7 @@ def embed_scan(
   """Embeds all of a scan.
 
   Args:
-    encoder: what load_encoder returned.
+    encoder: from encoders.load, of cubes.
     hu: int16 [x, y, z], HU.
     stride: voxels between cubes along x, y and z; the cube itself by default.
     batch_size: cubes per call of the encoder.
@@ -167,13 +114,12 @@ def embed_scan(
     raise errors.UserError(
       f'batch_size is {batch_size}, wanted at least 1: change --batch_size'
     )
-  cube_shape = encoder.cube_shape
+  cube_shape = encoder.shape
   places = cube_places(hu.shape, cube_shape, stride or cube_shape)
   embeddings = np.empty((len(places), encoder.embedding_size), np.float32)
   done = 0
   for cubes in cut_batches(hu, places, cube_shape, batch_size):
-    batch = encoder.embed_int16(cubes=tf.constant(cubes))
-    embeddings[done : done + len(cubes)] = batch[signatures.EMBEDDING].numpy()
+    embeddings[done : done + len(cubes)] = encoder.embed(cubes)
     done += len(cubes)
     logging.log_every_n_seconds(
       logging.INFO, 'embedded %d of %d cubes', 10, done, len(places)
@@ -245,8 +191,8 @@ def embed_file(
     raise errors.UserError(
       f'output {output!r} is a folder, wanted a file: add a name such as x.npz'
     )
-  encoder = load_encoder(model)
-  hu = reader.read_scan(scan, cube_shape=encoder.cube_shape).hu
+  encoder = encoders.load(model, signatures.CUBES)
+  hu = reader.read_scan(scan, cube_shape=encoder.shape).hu
   embedding = embed_scan(encoder, hu, stride, batch_size)
   write_npz(output, embedding)
   return embedding
