@@ -40,6 +40,30 @@ def _normalize(convolved, block):
   return np.maximum(normalized, 0)
 
 
+def _inner(features):
+  """From (B, X, Y, Z, channels) to the axes between blocks, (B, Z, X, Y, .)."""
+  return np.moveaxis(features, 3, 1)
+
+
+def _outer(features):
+  """And back, as float32."""
+  return np.moveaxis(np.asarray(tf.cast(features, tf.float32)), 1, 3)
+
+
+def _keras_block(block):
+  """The same block as three layers of Keras, with the same weights."""
+  layers = keras.Sequential(
+    [
+      keras.layers.Conv3D(block.filters, 3, padding='same'),
+      keras.layers.BatchNormalization(momentum=0.99, epsilon=1e-3),
+      keras.layers.ReLU(),
+    ]
+  )
+  layers.build((None, None, None, None, block.conv.kernel.shape[3]))
+  layers.set_weights(block.get_weights())
+  return layers
+
+
 def _up_level(**kwargs):
   level = blocks.UpLevel(filters=3, number=8, **kwargs)
   level.build((None, 2, 3, 2, 4), (None, 4, 6, 4, 2))
@@ -59,29 +83,114 @@ def test_conv_block_equals_scipy():
   block.build((None, None, None, None, 2))
   _randomize(block)
   cubes = np.random.default_rng(2).normal(size=(2, 4, 5, 3, 2))
-  got = block(cubes.astype(np.float32), training=False).numpy()
+  got = _outer(block(_inner(cubes).astype(np.float32), training=False))
   kernel, bias = (variable.numpy() for variable in block.conv.weights)
   want = np.stack([_convolve(cube, kernel) + bias for cube in cubes])
   assert got.shape == (2, 4, 5, 3, 3)
   np.testing.assert_allclose(got, _normalize(want, block), atol=1e-5)
 
 
+@pytest.mark.parametrize('training', [False, True])
+def test_conv_block_equals_keras_layers(training):
+  block = blocks.ConvBlock(filters=3, number=0)
+  block.build((None, None, None, None, 2))
+  _randomize(block)
+  plain = _keras_block(block)
+  rng = np.random.default_rng(2)
+  cubes = rng.normal(size=(2, 4, 6, 3, 2)).astype(np.float32)
+  weights = rng.normal(size=(2, 4, 6, 3, 3)).astype(np.float32)
+  results = []
+  for layer, order in ((plain, np.asarray), (block, _inner)):
+    inputs = tf.constant(order(cubes))
+    with tf.GradientTape() as tape:
+      tape.watch(inputs)
+      outputs = layer(inputs, training=training)
+      loss = tf.reduce_sum(outputs * order(weights))
+    variables = [variable.value for variable in layer.trainable_variables]
+    of_inputs, *gradients = tape.gradient(loss, [inputs, *variables])
+    if layer is block:
+      outputs, of_inputs = _outer(outputs), _outer(of_inputs)
+    results.append([outputs, of_inputs, *gradients, *layer.get_weights()])
+  assert len(results[0]) == 2 + 4 + 6
+  for want, got in zip(*results, strict=True):
+    assert np.abs(want).max() > 0
+    np.testing.assert_allclose(got, want, rtol=1e-4, atol=2e-5)
+
+
 def test_conv_block_in_training_normalizes_the_batch():
   block = blocks.ConvBlock(filters=2, number=0)
+  block.build((None, None, None, None, 1))
+  _randomize(block)
+  before = [variable.numpy() for variable in block.batch_norm.weights]
   cubes = np.random.default_rng(3).normal(size=(3, 4, 4, 4, 1))
-  block(cubes.astype(np.float32), training=True)
-  convolved = block.conv(cubes.astype(np.float32)).numpy()
+  got = _outer(block(_inner(cubes).astype(np.float32), training=True))
+  kernel, bias = (variable.numpy() for variable in block.conv.weights)
+  convolved = np.stack([_convolve(cube, kernel) + bias for cube in cubes])
+  gamma, beta, mean, variance = before
   axes = (0, 1, 2, 3)
+  normalized = (convolved - convolved.mean(axes)) / np.sqrt(
+    convolved.var(axes) + 1e-3
+  )
+  np.testing.assert_allclose(
+    got, np.maximum(normalized * gamma + beta, 0), atol=1e-5
+  )
   np.testing.assert_allclose(
     block.batch_norm.moving_mean.numpy(),
-    0.01 * convolved.mean(axes),
-    atol=1e-6,
+    0.99 * mean + 0.01 * convolved.mean(axes),
+    rtol=1e-5,
   )
   np.testing.assert_allclose(
     block.batch_norm.moving_variance.numpy(),
-    0.99 + 0.01 * convolved.var(axes),
+    0.99 * variance + 0.01 * convolved.var(axes),
     rtol=1e-5,
   )
+
+
+def test_the_bias_of_a_normalized_batch_has_no_gradient():
+  block = blocks.ConvBlock(filters=2, number=0)
+  cubes = np.random.default_rng(3).normal(size=(3, 4, 4, 4, 1))
+  with tf.GradientTape() as tape:
+    outputs = block(cubes.astype(np.float32), training=True)
+    loss = tf.reduce_sum(outputs**2)
+  gradients = tape.gradient(
+    loss, [variable.value for variable in block.conv.trainable_variables]
+  )
+  assert np.abs(gradients[0]).max() > 0
+  np.testing.assert_array_equal(gradients[1], [0, 0])
+
+
+def test_a_frozen_block_keeps_its_moving_statistics():
+  block = blocks.ConvBlock(filters=2, number=0)
+  cubes = np.random.default_rng(3).normal(size=(3, 4, 4, 4, 1))
+  cubes = cubes.astype(np.float32)
+  want = block(cubes, training=False).numpy()
+  block.trainable = False
+  np.testing.assert_array_equal(block(cubes, training=True), want)
+  assert not block.batch_norm.moving_mean.numpy().any()
+
+
+def test_one_voxel_is_its_own_mean():
+  block = blocks.ConvBlock(filters=2, number=0)
+  block(np.ones((1, 1, 1, 1, 1), np.float32), training=True)
+  np.testing.assert_allclose(block.batch_norm.moving_variance, [0.99, 0.99])
+
+
+@pytest.mark.parametrize('dtype', ['mixed_bfloat16', 'mixed_float16'])
+@pytest.mark.parametrize('training', [False, True])
+def test_conv_block_in_mixed_precision(dtype, training):
+  block = blocks.ConvBlock(filters=3, number=0, dtype=dtype)
+  block.build((None, None, None, None, 2))
+  _randomize(block)
+  plain = _keras_block(block)
+  cubes = np.random.default_rng(2).normal(size=(2, 4, 6, 3, 2))
+  cubes = cubes.astype(np.float32)
+  got = block(_inner(cubes), training=training)
+  assert got.dtype == dtype.removeprefix('mixed_')
+  want = plain(cubes, training=training).numpy()
+  np.testing.assert_allclose(_outer(got), want, atol=0.02 * want.max())
+  for got, want in zip(block.get_weights(), plain.get_weights(), strict=True):
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)
 
 
 def test_conv_block_initial_weights():
@@ -105,7 +214,7 @@ def test_conv_block_names():
 def test_up_level_equals_numpy(fused, skip_connections):
   level = _up_level(fused_upsampling=fused, skip_connections=skip_connections)
   inputs, skip = _features()
-  got = level(inputs, skip, training=False).numpy()
+  got = _outer(level(_inner(inputs), _inner(skip), training=False))
   up = inputs.repeat(2, axis=1).repeat(2, axis=2).repeat(2, axis=3)
   # [up, skip]: the order of the official weights.
   want = np.concatenate([up, skip], axis=-1) if skip_connections else up
@@ -127,8 +236,12 @@ def test_transposed_up_level_equals_numpy():
       for z in range(2):
         # Keras stores a transposed kernel as (k, k, k, out, in).
         want[:, x::2, y::2, z::2] = inputs @ kernel[x, y, z].T + bias
-  np.testing.assert_allclose(level.up(inputs).numpy(), want, atol=1e-5)
-  assert level(inputs, skip).shape == (2, 4, 6, 4, 3)
+  for block in (level.first, level.second):
+    kernel, bias = (variable.numpy() for variable in block.conv.weights)
+    want = np.stack([_convolve(cube, kernel) + bias for cube in want])
+    want = _normalize(want, block)
+  got = _outer(level(_inner(inputs), _inner(skip), training=False))
+  np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize('skip_connections', [False, True])
@@ -177,9 +290,23 @@ def test_double_kernel_along_one_axis():
   kernel[:, 1, 1, 0, 0] = [1, 10, 100]
   got = blocks.double_kernel(keras.ops.convert_to_tensor(kernel)).numpy()
   assert got.shape == (4, 4, 4, 1, 1)
-  # A centre weight reaches both copies of a voxel, places 1 and 2.
-  np.testing.assert_array_equal(got[:, 1, 2, 0, 0], [100, 110, 11, 1])
+  # A centre weight reaches both copies of a voxel, places 1 and 2. The axis x
+  # has come second.
+  np.testing.assert_array_equal(got[1, :, 2, 0, 0], [100, 110, 11, 1])
   assert got.sum() == 8 * kernel.sum()
+
+
+def test_double_kernel_adds_up_a_box():
+  rng = np.random.default_rng(4)
+  kernel = rng.normal(size=(3, 3, 3, 2, 5)).astype(np.float32)
+  got = blocks.double_kernel(keras.ops.convert_to_tensor(kernel)).numpy()
+  flipped = np.pad(kernel[::-1, ::-1, ::-1], [(1, 1)] * 3 + [(0, 0)] * 2)
+  want = np.zeros((4, 4, 4, 2, 5))
+  for x, y, z in np.ndindex(2, 2, 2):
+    want += flipped[x : x + 4, y : y + 4, z : z + 4]
+  np.testing.assert_allclose(
+    got, want.transpose(2, 0, 1, 4, 3), rtol=1e-5, atol=1e-6
+  )
 
 
 def test_layers_come_back_from_their_config():

@@ -62,13 +62,19 @@ def test_layers_are_named_as_in_the_official_weights():
 def test_encoder_features():
   encoder = unet3d.Encoder(base_filters=2, depth=3)
   bottleneck, skips = encoder(_cubes())
-  assert bottleneck.shape == (2, 2, 3, 1, 16)
-  assert [skip.shape for skip in skips] == [(2, 8, 12, 4, 4), (2, 4, 6, 2, 8)]
+  # Between blocks the axes are z, x and y.
+  assert bottleneck.shape == (2, 1, 2, 3, 16)
+  assert [skip.shape for skip in skips] == [(2, 4, 8, 12, 4), (2, 2, 4, 6, 8)]
+  assert encoder.compute_output_shape(_SHAPE) == (
+    tuple(bottleneck.shape),
+    [tuple(skip.shape) for skip in skips],
+  )
   assert encoder.embedding_size == 16
   # The skip is the second block of its level, before pooling by maxima.
-  features = encoder.conv_blocks[1](encoder.conv_blocks[0](_cubes()))
+  inner = np.moveaxis(_cubes(), 3, 1)
+  features = encoder.conv_blocks[1](encoder.conv_blocks[0](inner))
   np.testing.assert_allclose(skips[0], features, rtol=1e-6)
-  pooled = features.numpy().reshape(2, 4, 2, 6, 2, 2, 2, 4).max((2, 4, 6))
+  pooled = features.numpy().reshape(2, 2, 2, 4, 2, 6, 2, 4).max((2, 4, 6))
   deeper = encoder.conv_blocks[3](encoder.conv_blocks[2](pooled))
   np.testing.assert_allclose(skips[1], deeper, rtol=1e-5, atol=1e-6)
 
@@ -79,6 +85,7 @@ def test_restored_is_the_sigmoid_of_the_final_convolution():
   assert restored.shape == _SHAPE
   assert restored.dtype == tf.float32
   features = model.decoder(*model.encoder(_cubes())).numpy()
+  features = np.moveaxis(features, 1, 3)
   kernel, bias = (variable.numpy() for variable in model.final_conv.weights)
   want = special.expit(features @ kernel[0, 0, 0] + bias)
   np.testing.assert_allclose(restored, want, rtol=1e-5)

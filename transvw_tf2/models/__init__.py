@@ -1,7 +1,10 @@
 """3D networks; the builders here are what gin files configure.
 
-`models.build_visual_word_net(num_words)` is `visual_word_net` in gin and
-`models.build_unet3d()` is `unet3d`; the plain names are the modules.
+`models.build_visual_word_net(num_words)` is `visual_word_net` in gin,
+`models.build_unet3d()` is `unet3d` and
+`models.build_word_classifier(num_words)` is `word_classifier`; the plain names
+are the modules. All take a Keras `dtype` policy, such as 'mixed_bfloat16',
+which the precision of a run decides.
 """
 
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
@@ -11,6 +14,7 @@ import gin
 from transvw_tf2.models import blocks
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
+from transvw_tf2.models import word_classifier
 
 
 @gin.configurable('visual_word_net', module='models')
@@ -24,6 +28,7 @@ def build_visual_word_net(
   upsampling: str = blocks.NEAREST,
   fused_upsampling: bool = False,
   synchronized_batch_norm: bool = False,
+  dtype: str = 'float32',
 ) -> visual_word_net.VisualWordNet:
   """Returns a Y-Net; num_words comes from the data set, never from gin."""
   return visual_word_net.VisualWordNet(
@@ -36,6 +41,7 @@ def build_visual_word_net(
     upsampling=upsampling,
     fused_upsampling=fused_upsampling,
     synchronized_batch_norm=synchronized_batch_norm,
+    dtype=dtype,
   )
 
 
@@ -48,6 +54,7 @@ def build_unet3d(
   fused_upsampling: bool = False,
   synchronized_batch_norm: bool = False,
   output_channels: int = 1,
+  dtype: str = 'float32',
 ) -> unet3d.UNet3D:
   """Returns a U-Net; skip_connections=False gives the paper's "V-Net"."""
   return unet3d.UNet3D(
@@ -58,4 +65,23 @@ def build_unet3d(
     fused_upsampling=fused_upsampling,
     synchronized_batch_norm=synchronized_batch_norm,
     output_channels=output_channels,
+    dtype=dtype,
+  )
+
+
+@gin.configurable('word_classifier', module='models')
+def build_word_classifier(
+  num_words: int,
+  base_filters: int = 32,
+  depth: int = 4,
+  synchronized_batch_norm: bool = False,
+  dtype: str = 'float32',
+) -> word_classifier.WordClassifier:
+  """Returns an encoder that names words, without a decoder."""
+  return word_classifier.WordClassifier(
+    num_words=num_words,
+    base_filters=base_filters,
+    depth=depth,
+    synchronized_batch_norm=synchronized_batch_norm,
+    dtype=dtype,
   )

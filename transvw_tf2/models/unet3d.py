@@ -83,14 +83,15 @@ class Encoder(keras.layers.Layer):
       training: whether batch statistics are used.
 
     Returns:
-      The bottleneck, float (B, X/2^(depth-1), ..., base_filters * 2^depth), and
-      the list of skips, finest first, one per upper level.
+      The bottleneck, float (B, Z/2^(depth-1), ..., base_filters * 2^depth), and
+      the list of skips, finest first, one per upper level; all have the axes of
+      blocks, (B, Z, X, Y, channels).
 
     Raises:
       ValueError: the sides of the cubes do not fit.
     """
     blocks.check_cubes_shape(cubes.shape, self.depth)
-    features = cubes
+    features = blocks.to_inner(cubes)
     skips = []
     for level in range(self.depth):
       if level:
@@ -101,10 +102,10 @@ class Encoder(keras.layers.Layer):
     return features, skips
 
   def compute_output_shape(self, cubes_shape):
+    x, y, z = cubes_shape[1:4]
+
     def level_shape(level):
-      sides = (
-        None if side is None else side // 2**level for side in cubes_shape[1:4]
-      )
+      sides = (None if side is None else side // 2**level for side in (z, x, y))
       return (cubes_shape[0], *sides, self.base_filters * 2 ** (level + 1))
 
     shapes = [level_shape(level) for level in range(self.depth)]
@@ -172,7 +173,7 @@ class Decoder(keras.layers.Layer):
       shape = (*skip_shape[:-1], level.filters)
 
   def call(self, bottleneck, skips, training=None):
-    """Maps what Encoder returns to float (B, X, Y, Z, 2 * base_filters)."""
+    """Maps what Encoder returns to float (B, Z, X, Y, 2 * base_filters)."""
     features = bottleneck
     for level, skip in zip(self.levels, reversed(skips), strict=True):
       features = level(features, skip, training=training)
@@ -263,6 +264,14 @@ class UNet3D(keras.Model):
     """Numbers in an embedding, 512 at depth 4 and 32 base filters."""
     return self.encoder.embedding_size
 
+  @property
+  def parts(self) -> dict[str, list[keras.layers.Layer]]:
+    """Layers by what another network can start from."""
+    return {
+      'encoder': [self.encoder],
+      'decoder': [self.decoder, self.final_conv],
+    }
+
   def build(self, cubes_shape):
     self.encoder.build(cubes_shape)
     shapes = self.encoder.compute_output_shape(cubes_shape)
@@ -280,7 +289,7 @@ class UNet3D(keras.Model):
   def restore(self, bottleneck, skips, training=None):
     """Maps what the encoder returns to float32 (B, X, Y, Z, channels)."""
     features = self.decoder(bottleneck, skips, training=training)
-    return self.reconst_output(self.final_conv(features))
+    return self.reconst_output(blocks.to_outer(self.final_conv(features)))
 
   def embed(self, cubes):
     """Maps cubes as in `call` to float32 (B, embedding_size), encoder only.

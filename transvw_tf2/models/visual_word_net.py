@@ -74,6 +74,12 @@ class VisualWordNet(unet3d.UNet3D):
       num_words, activation='softmax', dtype='float32', name='cls_output'
     )
 
+  @property
+  def parts(self) -> dict[str, list[keras.layers.Layer]]:
+    """Layers by what another network can start from."""
+    head = [self.head_block, self.cls_fc, self.cls_output]
+    return {**super().parts, 'head': head}
+
   def build(self, cubes_shape):
     super().build(cubes_shape)
     bottleneck_shape, _ = self.encoder.compute_output_shape(cubes_shape)
