@@ -1,5 +1,7 @@
 """Batches: every cube once, in an order that seed and epoch decide."""
 
+import glob
+import itertools
 import os
 import shutil
 
@@ -82,6 +84,141 @@ def test_order_is_decided_by_seed_and_epoch(data_dir):
   assert not np.array_equal(words, np.arange(16) % 3)
 
 
+def test_an_epoch_can_be_read_twice(data_dir):
+  dataset = input_pipeline.make_dataset(data_dir, 'train', 4, shuffle_buffer=8)
+  first, again = (_join(dataset.as_numpy_iterator(), 'cube') for _ in range(2))
+  np.testing.assert_array_equal(first, again)
+
+
+@pytest.mark.parametrize('interleave', [1, 2, 16])
+def test_shards_are_read_in_turn(data_dir, interleave):
+  shards = [
+    [
+      tf.train.Example.FromString(record.numpy()).features.feature['cube']
+      for record in tf.data.TFRecordDataset(path)
+    ]
+    for path in sorted(glob.glob(f'{data_dir}/*train.tfrecord*'))
+  ]
+  assert [len(shard) for shard in shards] == [9, 9]
+  if interleave == 1:
+    records = itertools.chain(*shards)
+  else:
+    records = itertools.chain(*zip(*shards, strict=True))
+  wanted = [record.bytes_list.value[0] for record in records]
+  data = input_pipeline.open_data(data_dir)
+  found = input_pipeline._order(data, 'train', interleave)
+  for wanted_bytes, record in zip(wanted, found, strict=True):
+    assert wanted_bytes in record.numpy()
+
+
+def test_more_interleaved_shards_give_other_orders(data_dir):
+  one, two = (
+    _join(_read(data_dir, interleave=interleave), 'cube')
+    for interleave in (1, 2)
+  )
+  assert not np.array_equal(one, two)
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+@pytest.mark.parametrize('cache', [None, 'memory'])
+def test_steps_can_be_skipped(data_dir, split, cache):
+  data = input_pipeline.open_data(data_dir)
+  settings = {'batch_size': 4, 'epoch': 3, 'cache': cache}
+  whole = _read(data, split, **settings)
+  for skip_steps in range(len(whole) + 1):
+    left = _read(data, split, skip_steps=skip_steps, **settings)
+    assert len(left) == len(whole) - skip_steps
+    for batch, wanted in zip(left, whole[skip_steps:], strict=True):
+      for name, value in wanted.items():
+        np.testing.assert_array_equal(batch[name], value)
+
+
+def _break_some(data, is_broken):
+  """Replaces records, those at some places of epoch 0, by what is none."""
+  _read(data, cache='memory')
+  order = list(
+    input_pipeline.make_dataset(
+      data, 'train', 1, shuffle_buffer=8, cache='memory'
+    )
+    .map(lambda batch: batch['cube'][0])
+    .as_numpy_iterator()
+  )
+  places = {cube.tobytes(): place for place, cube in enumerate(order)}
+  records = data.records['train'].numpy()
+  decode = data.make_decoder()
+  for number, record in enumerate(records):
+    cube = decode(record)['cube'].numpy()
+    scaled = ((cube.astype(np.float32) + 1000) / 2000)[..., np.newaxis]
+    if is_broken(places[scaled.tobytes()]):
+      records[number] = b'none'
+  data.records['train'] = tf.constant(records)
+
+
+def test_what_is_skipped_is_not_decoded(data_dir):
+  data = input_pipeline.open_data(data_dir)
+  wanted = _read(data, batch_size=4)[2:]
+  _break_some(data, lambda place: place < 8)
+  left = _read(data, skip_steps=2)
+  np.testing.assert_array_equal(_join(left, 'cube'), _join(wanted, 'cube'))
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    _read(data, skip_steps=1)
+
+
+def test_what_another_worker_takes_is_not_decoded(data_dir):
+  data = input_pipeline.open_data(data_dir)
+  context = tf.distribute.InputContext(2, 0, 2)
+  wanted = _read(data, input_context=context)
+  _break_some(data, lambda place: place % 4 >= 2)
+  ours = _read(data, input_context=context)
+  np.testing.assert_array_equal(_join(ours, 'cube'), _join(wanted, 'cube'))
+  with pytest.raises(tf.errors.InvalidArgumentError):
+    _read(data, input_context=tf.distribute.InputContext(2, 1, 2))
+
+
+@pytest.mark.parametrize('split', ['train', 'validation'])
+def test_memory_gives_the_same_and_is_read_once(data_dir, tmp_path, split):
+  folder = tmp_path / 'copy'
+  shutil.copytree(data_dir, folder)
+  data = input_pipeline.open_data(str(folder))
+  from_disk = [_read(data, split, epoch=epoch) for epoch in range(3)]
+  assert not data.records
+  in_memory = [_read(data, split, epoch=0, cache='memory')]
+  shutil.rmtree(folder)
+  in_memory += [
+    _read(data, split, epoch=epoch, cache='memory') for epoch in (1, 2)
+  ]
+  for batches, wanted in zip(in_memory, from_disk, strict=True):
+    for name in wanted[0]:
+      np.testing.assert_array_equal(_join(batches, name), _join(wanted, name))
+
+
+def test_wrong_settings_are_told(data_dir):
+  with pytest.raises(errors.UserError, match=r"train.cache is 'disk', wanted"):
+    _read(data_dir, cache='disk')
+  with pytest.raises(errors.UserError, match=r'train.interleave is 0, wanted'):
+    _read(data_dir, interleave=0)
+
+
+def test_batches_are_mapped_in_order(data_dir):
+  def add_inputs(batch):
+    # The first batches take longest.
+    rounds = 200 * (16 - batch['index'][0])
+    zero = tf.while_loop(
+      lambda count, _: count < rounds,
+      lambda count, sum: (count + 1, sum + 0.0),
+      (0, 0.0),
+    )[1]
+    return {**batch, 'inputs': 1 - batch['cube'] + zero}
+
+  mapped = _read(data_dir, batch_size=2, map_batch=add_inputs)
+  wanted = _read(data_dir, batch_size=2)
+  for name in wanted[0]:
+    np.testing.assert_array_equal(_join(mapped, name), _join(wanted, name))
+  np.testing.assert_array_equal(
+    _join(mapped, 'inputs'), 1 - _join(wanted, 'cube')
+  )
+
+
 @pytest.mark.parametrize(('workers', 'replicas'), [(1, 2), (2, 2), (2, 4)])
 @pytest.mark.parametrize('split', ['train', 'validation'])
 def test_workers_share_each_global_batch(data_dir, workers, replicas, split):
@@ -104,6 +241,12 @@ def test_workers_share_each_global_batch(data_dir, workers, replicas, split):
       for replica in part[number * local : (number + 1) * local]
     ]
     np.testing.assert_array_equal(np.concatenate(joined), batch['index'])
+    cubes = [
+      replica['cube']
+      for part in parts
+      for replica in part[number * local : (number + 1) * local]
+    ]
+    np.testing.assert_array_equal(np.concatenate(cubes), batch['cube'])
     assert all(len(one) == 8 // replicas for one in joined)
 
 

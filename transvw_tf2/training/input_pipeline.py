@@ -4,21 +4,31 @@ An example is a volume, such as a cube or the thumbnail of a scan, and what else
 a task reads of it. The data set describes itself, so neither its builder nor
 Beam is needed. What comes out is a function of (seed, epoch, step): a resumed
 run sees the batches that an uninterrupted one would have seen.
+
+Several shards are read at once. All that only moves records about, shuffling,
+skipping and leaving out what other workers take, comes before a record is
+decoded.
 """
 
+from collections.abc import Callable
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import os
 
+from absl import logging
 import numpy as np
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.training import damaged_data
 
 _INFO_FILE = 'dataset_info.json'
+# A value of `cache`.
+IN_MEMORY = 'memory'
+INTERLEAVE = 16
 
 # What pre-training reads: a cube and the number of its word.
 CUBES_AND_WORDS = ('cube', 'word')
@@ -42,6 +52,7 @@ class Data:
     shape: (x, y, z) of a volume in voxels.
     words: names of the visual words where they are read, C = len(words).
     sizes: examples per split.
+    records: string (N,) by split, what `make_dataset` keeps in memory.
   """
 
   data_dir: str
@@ -50,6 +61,9 @@ class Data:
   shape: tuple[int, int, int]
   words: tuple[str, ...]
   sizes: dict[str, int]
+  records: dict[str, tf.Tensor] = dataclasses.field(
+    default_factory=dict, repr=False, compare=False
+  )
 
   @property
   def volume(self) -> str:
@@ -64,6 +78,25 @@ class Data:
         f' its splits are {self.sizes}: build it with scans for {split}'
       )
     return self.sizes[split]
+
+  @property
+  def made_by(self) -> str:
+    """What builds such data, for messages."""
+    return _MADE_BY.get(self.volume, 'its builder')
+
+  def make_decoder(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns what reads the features out of a record, a string ()."""
+    found = self.builder.info.features
+    wanted = tfds.features.FeaturesDict(
+      {name: found[name] for name in self.features}
+    )
+    return wanted.deserialize_example
+
+  def shards(self, split: str) -> dict[str, int]:
+    """Returns the paths of the shards and how many examples each holds."""
+    info = self.builder.info.splits[split]
+    paths = [os.fspath(path) for path in info.filepaths]
+    return dict(zip(paths, info.shard_lengths, strict=True))
 
 
 def find_data_dir(data_dir: str, made_by: str = _MADE_BY['cube']) -> str:
@@ -111,7 +144,8 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
     features: see Data; what a task reads.
 
   Raises:
-    UserError: no readable data set with these features is there.
+    UserError: no readable data set with these features is there, or a shard is
+      missing or not as long as it was when it was written.
   """
   made_by = _MADE_BY.get(features[0], 'its builder')
   if not data_dir:
@@ -125,6 +159,11 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
     raise errors.UserError(
       f'data set {data_dir} cannot be opened ({error}): build it anew'
     ) from error
+  if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
+    raise errors.UserError(
+      f'data set {data_dir} has {builder.info.file_format.value} files, wanted'
+      ' tfrecord: build it anew with --file_format=tfrecord'
+    )
   found = builder.info.features
   missing = set(features) - set(found)
   if missing:
@@ -135,7 +174,7 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
   words = found['word'].names if 'word' in features else ()
   if 'word' in features and not words:
     raise errors.UserError(f'data set {data_dir} names no words: build it anew')
-  return Data(
+  data = Data(
     data_dir=data_dir,
     builder=builder,
     features=tuple(features),
@@ -145,6 +184,9 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
       name: split.num_examples for name, split in builder.info.splits.items()
     },
   )
+  for split in data.sizes:
+    damaged_data.check_shards(data, split)
+  return data
 
 
 def steps_per_epoch(data: Data, split: str, batch_size: int) -> int:
@@ -172,13 +214,18 @@ def make_dataset(
   seed: int = 0,
   epoch: int = 0,
   shuffle_buffer: int = 1024,
+  interleave: int = INTERLEAVE,
+  skip_steps: int = 0,
+  cache: str | None = None,
+  map_batch: Callable | None = None,
   input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
   """Returns the batches of one epoch.
 
   `train` is shuffled by (seed, epoch) and drops the last incomplete batch;
   every other split keeps its order and all of its examples, and fills the last
-  batch with some of weight 0.
+  batch with some of weight 0. TensorFlow mixes its global seed into an order: a
+  run sets that to its own seed too.
 
   Args:
     data: an opened data set, or the folder of one of cubes and words.
@@ -189,46 +236,77 @@ def make_dataset(
     shuffle_buffer: examples that are shuffled at a time, 256 KiB for a cube and
       2 MiB for a thumbnail; shards are shuffled too, so that it need not hold
       an epoch.
+    interleave: shards that are read at once, one example of each in turn.
+    skip_steps: steps of the epoch, over all workers, to leave out at its
+      beginning; their examples are read, but not decoded.
+    cache: IN_MEMORY keeps the split, as it is on disk, in `data`, so that later
+      epochs read no files: 256 KiB for a cube on each worker, read before the
+      first batch. The order does not depend on it.
+    map_batch: applied to each batch, several at a time.
     input_context: in a distributed run, which part of each batch this worker
       wants; batches then are those of one replica, in the order of replicas.
 
   Returns:
     Dataset of dicts: the volume by its name, float32 (B, x, y, z, 1) in
     [0, 1]; the other features, such as `word`, int32 (B,); `index` int32 (B,),
-    place in the epoch; `weight` float32 (B,), 1, or 0 for padding.
+    place in the epoch; `weight` float32 (B,), 1, or 0 for padding. Or what
+    `map_batch` makes of one.
 
   Raises:
-    UserError: see steps_per_epoch and open_data.
+    UserError: see steps_per_epoch and open_data. What reading raises is an
+      error of TensorFlow: see damaged_data.explain.
   """
   if isinstance(data, str):
     data = open_data(data)
   steps = steps_per_epoch(data, split, batch_size)
-  dataset = _read(data, split, seed, epoch, shuffle_buffer)
-  if split != schema.TRAIN:
-    dataset = dataset.concatenate(
-      _padding(data, steps * batch_size - data.size(split))
-    )
+  _check_settings(interleave, cache)
+  if cache:
+    _keep_in_memory(data, split, interleave)
+  # Folded into one number: neighbouring epochs and seeds must not collide.
+  order_seed = schema.stable_hash(f'{seed}/{epoch}') >> 1
+  if split == schema.TRAIN:
+    dataset = _order(data, split, interleave, order_seed, shuffle_buffer)
+  else:
+    # The last batch is filled from the beginning.
+    dataset = _order(data, split, interleave).repeat()
   dataset = dataset.enumerate().take(steps * batch_size)
+  dataset = dataset.skip(skip_steps * batch_size)
   if input_context:
-    dataset = dataset.filter(_worker_filter(batch_size, input_context))
+    # The batch of all workers consists of one part after the other.
+    workers = input_context.num_input_pipelines
+    parts = dataset.batch(batch_size // workers, drop_remainder=True)
+    dataset = parts.shard(workers, input_context.input_pipeline_id).unbatch()
     batch_size //= input_context.num_replicas_in_sync
-  return (
-    dataset.batch(batch_size, drop_remainder=True)
-    .map(_to_batch(data.volume), tf.data.AUTOTUNE)
-    .with_options(_options())
-    .prefetch(2)
+  dataset = dataset.map(_to_example(data, split), tf.data.AUTOTUNE).batch(
+    batch_size, drop_remainder=True
   )
+  if map_batch:
+    dataset = dataset.map(map_batch, tf.data.AUTOTUNE)
+  return dataset.with_options(_options()).prefetch(2)
 
 
 def read_volumes(data: Data, split: str) -> Iterator[np.ndarray]:
-  """Gives the volumes of a split, int16 (x, y, z) HU, always in one order."""
-  dataset = data.builder.as_dataset(
-    split,
-    decoders=tfds.decode.PartialDecoding({data.volume: True}),
-    read_config=tfds.ReadConfig(options=_options(), try_autocache=False),
-  )
-  for example in dataset.as_numpy_iterator():
-    yield example[data.volume]
+  """Gives the volumes of a split, int16 (x, y, z) HU, always in one order.
+
+  Raises:
+    UserError: a shard is damaged.
+  """
+  dataset = _order(data, split, INTERLEAVE)
+  dataset = dataset.map(_decoder(data, split), tf.data.AUTOTUNE)
+  with damaged_data.explain(data, split):
+    for example in dataset.with_options(_options()).as_numpy_iterator():
+      yield example[data.volume]
+
+
+def _check_settings(interleave, cache):
+  if interleave < 1:
+    raise errors.UserError(
+      f'train.interleave is {interleave}, wanted at least 1'
+    )
+  if cache not in (None, IN_MEMORY):
+    raise errors.UserError(
+      f'train.cache is {cache!r}, wanted None or {IN_MEMORY!r}'
+    )
 
 
 def _options():
@@ -237,64 +315,88 @@ def _options():
   return options
 
 
-def _read(data, split, seed, epoch, shuffle_buffer):
-  """Returns single examples: volume int16, other features int32, weight."""
-  shuffle = split == schema.TRAIN
-  # Folded into one number: neighbouring epochs and seeds must not collide.
-  order_seed = schema.stable_hash(f'{seed}/{epoch}') >> 1
-  dataset = data.builder.as_dataset(
-    split,
-    shuffle_files=shuffle,
-    decoders=tfds.decode.PartialDecoding(dict.fromkeys(data.features, True)),
-    read_config=tfds.ReadConfig(
-      options=_options(),
-      # An epoch is read once per dataset object: a cache would only cost.
-      try_autocache=False,
-      shuffle_seed=order_seed,
-      skip_prefetch=True,
-    ),
+def _keep_in_memory(data, split, interleave):
+  """Reads all records of a split, in the order of the shards, into `data`."""
+  if split in data.records:
+    return
+  logging.info('reading %s of %s into memory', split, data.data_dir)
+  shards = data.shards(split)
+  records = tf.data.Dataset.from_tensor_slices(list(shards)).interleave(
+    tf.data.TFRecordDataset,
+    cycle_length=interleave,
+    block_length=max(shards.values()),  # a shard in full, before the next
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
   )
-  if shuffle and shuffle_buffer > 1:
-    dataset = dataset.shuffle(shuffle_buffer, seed=order_seed)
-
-  def to_example(features):
-    example = {
-      name: tf.cast(features[name], tf.int32) for name in data.features[1:]
-    }
-    volume = features[data.volume]
-    return {**example, data.volume: volume, 'weight': tf.constant(1.0)}
-
-  return dataset.map(to_example, tf.data.AUTOTUNE)
+  size = data.size(split)
+  with damaged_data.explain(data, split):
+    records = records.apply(tf.data.experimental.assert_cardinality(size))
+    # Moved, not copied: at no time is there more than one copy in memory.
+    data.records[split] = records.batch(size).get_single_element()
 
 
-def _padding(data, count):
-  example = {name: tf.constant(0) for name in data.features[1:]}
-  example[data.volume] = tf.zeros(data.shape, tf.int16)
-  example['weight'] = tf.constant(0.0)
-  return tf.data.Dataset.from_tensors(example).repeat(count)
+def _order(data, split, interleave, seed=None, shuffle_buffer=1):
+  """Returns what an epoch reads, one after the other; shuffled with a seed.
+
+  Returns:
+    Dataset of string () records, or of int64 () places in data.records[split].
+  """
+  shards = data.shards(split)
+  sizes = np.array(list(shards.values()), np.int64)
+  ends = np.cumsum(sizes)
+  dataset = tf.data.Dataset.from_tensor_slices(
+    (list(shards), ends - sizes, ends)
+  )
+  if seed is not None:
+    dataset = dataset.shuffle(
+      len(shards), seed=seed, reshuffle_each_iteration=False
+    )
+  in_memory = split in data.records
+
+  def read(path, start, stop):
+    if in_memory:
+      return tf.data.Dataset.range(start, stop)
+    return tf.data.TFRecordDataset(path)
+
+  dataset = dataset.interleave(
+    read,
+    cycle_length=interleave,
+    num_parallel_calls=tf.data.AUTOTUNE,
+    deterministic=True,
+  )
+  # A shard that ends early must not end the epoch.
+  dataset = dataset.apply(
+    tf.data.experimental.assert_cardinality(data.size(split))
+  )
+  if seed is not None and shuffle_buffer > 1:
+    dataset = dataset.shuffle(
+      shuffle_buffer, seed=seed, reshuffle_each_iteration=False
+    )
+  return dataset
 
 
-def _worker_filter(batch_size, context):
-  """Keeps the slice of each global batch that this worker's replicas take."""
-  share = batch_size // context.num_input_pipelines
-  worker = context.input_pipeline_id
-
-  def is_ours(index, example):
-    del example
-    return index % batch_size // share == worker
-
-  return is_ours
+def _decoder(data, split):
+  """Returns what decodes an element of `_order`."""
+  decode = data.make_decoder()
+  records = data.records.get(split)
+  if records is None:
+    return decode
+  return lambda place: decode(records[place])
 
 
-def _to_batch(volume):
-  """Returns what scales the volumes of a batch and keeps the rest."""
+def _to_example(data, split):
+  """Returns what makes an example of a number and an element of `_order`."""
+  decode = _decoder(data, split)
+  size = data.size(split)
 
-  def convert(index, batch):
-    scaled = schema.scale_hu(tf.cast(batch[volume], tf.float32))
+  def convert(index, element):
+    example = decode(element)
+    volume = tf.cast(example[data.volume], tf.float32)[..., tf.newaxis]
     return {
-      **batch,
-      volume: scaled[..., tf.newaxis],
+      data.volume: schema.scale_hu(volume),
+      **{name: tf.cast(example[name], tf.int32) for name in data.features[1:]},
       'index': tf.cast(index, tf.int32),
+      'weight': tf.cast(index < size, tf.float32),
     }
 
   return convert
