@@ -46,6 +46,7 @@ def test_the_commands_work_one_after_another(tmp_path):
     for name in (
       *('LUNA16', 'DATA', 'OTHER_DATA', 'VOCABULARY'),
       *('WORKDIR', 'OTHER_WORKDIR', 'ENCODER', 'SCAN.npz'),
+      *('WORDS', 'RESTORATION', 'WORDS_THEN_BOTH'),
       *('LUNG_VOCABULARY', 'ATLAS.html', 'INDEX', 'AUTOENCODER'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
     )
@@ -54,6 +55,8 @@ def test_the_commands_work_one_after_another(tmp_path):
     f"--gin_param='{binding}'"
     for binding in (
       *tiny_data.GIN,
+      'word_classifier.base_filters = 2',
+      'word_classifier.depth = 3',
       'unet3d.base_filters = 1',
       'unet3d.depth = 2',
       'train.epochs = 1',

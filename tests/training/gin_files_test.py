@@ -8,7 +8,7 @@ import pytest
 
 from transvw_tf2 import errors
 from transvw_tf2.training import gin_files
-from transvw_tf2.training import loop
+from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import tasks
 
 
@@ -22,7 +22,7 @@ def _clean():
 def test_published_runs_parse_from_anywhere(run, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
   gin_files.parse([f'gin/runs/{run}.gin'], ['train.seed = 7'])
-  settings = loop.Settings()
+  settings = settings_lib.Settings()
   assert settings.seed == 7
   assert isinstance(settings.task(), tasks.Pretrain)
   assert settings.schedule().patience.patience == 20
@@ -40,7 +40,7 @@ def test_autoencoders_parse(run, upsampling, skip_connections):
       f'unet3d.skip_connections = {skip_connections}',
     ],
   )
-  task = loop.Settings().task()
+  task = settings_lib.Settings().task()
   assert isinstance(task, tasks.Autoencoder)
   config = task.build_model().get_config()
   assert config['base_filters'] == {'autoencoder': 32}.get(run, 4)
@@ -50,7 +50,7 @@ def test_autoencoders_parse(run, upsampling, skip_connections):
 
 def test_the_published_autoencoder_is_the_v_net():
   gin_files.parse(['gin/runs/autoencoder.gin'])
-  settings = loop.Settings()
+  settings = settings_lib.Settings()
   assert (settings.batch_size, settings.learning_rate) == (8, 1e-3)
   model = settings.task().build_model()
   model.build((None, 128, 128, 64, 1))
@@ -64,7 +64,7 @@ def test_the_working_directory_comes_first(tmp_path, monkeypatch):
   with open('gin/runs/pretrain.gin', 'w', encoding='utf-8') as file:
     file.write('train.epochs = 3')
   gin_files.parse(['gin/runs/pretrain.gin'])
-  assert loop.Settings().epochs == 3
+  assert settings_lib.Settings().epochs == 3
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """The whole loop in seconds: it learns, resumes exactly, and refuses."""
 
+import functools
 import os
 
 import numpy as np
@@ -8,11 +9,15 @@ import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2 import models
+from transvw_tf2.training import assembly
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
+from transvw_tf2.training import interruption
 from transvw_tf2.training import loop
 from transvw_tf2.training import reports
 from transvw_tf2.training import schedules
+from transvw_tf2.training import tasks
 
 
 @pytest.fixture(name='strategy', scope='module')
@@ -68,15 +73,14 @@ def test_files_of_a_run(run):
     'history.csv',
     'model.json',
     'operative_config.gin',
+    'summary.json',
     'tensorboard',
   ]
-  (events,) = os.listdir(workdir / 'tensorboard')
+  (events,) = (workdir / 'tensorboard').glob('events.*')
   tags = set()
-  for event in tf.compat.v1.train.summary_iterator(
-    str(workdir / 'tensorboard' / events)
-  ):
+  for event in tf.compat.v1.train.summary_iterator(str(events)):
     tags |= {value.tag for value in event.summary.value}
-  assert {'train/loss', 'validation/mse', 'slices'} <= tags
+  assert {'train/loss', 'validation/mse', 'slices', 'confusion'} <= tags
 
 
 def test_best_is_the_epoch_with_the_lowest_validation_loss(run):
@@ -113,7 +117,7 @@ def test_resumes_within_an_epoch(
   run, tmp_path, strategy, data_dir, monkeypatch
 ):
   """Stopped in step 3 of epoch 2, after a checkpoint in step 2."""
-  real = loop.step_lib.Steps
+  real = assembly.step_lib.Steps
   count = {'steps': 0}
 
   class _Stops(real):
@@ -129,10 +133,10 @@ def test_resumes_within_an_epoch(
 
       self.train = stop_in_time
 
-  monkeypatch.setattr(loop.step_lib, 'Steps', _Stops)
+  monkeypatch.setattr(assembly.step_lib, 'Steps', _Stops)
   with pytest.raises(KeyboardInterrupt):
     _train(tmp_path, strategy, data_dir, epochs=3, checkpoint_steps=2)
-  monkeypatch.setattr(loop.step_lib, 'Steps', real)
+  monkeypatch.setattr(assembly.step_lib, 'Steps', real)
   rows = _train(tmp_path, strategy, data_dir, epochs=3, checkpoint_steps=2)
   _assert_equal(_weights(tmp_path), _weights(run[0]))
   # The means of the epoch are those of all its steps.
@@ -214,9 +218,163 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, strategy, data_dir):
   assert len(_train(tmp_path, strategy, data_dir, epochs=2)) == 2
 
 
+def test_the_step_whose_loss_is_not_finite_is_named(
+  tmp_path, strategy, data_dir
+):
+  def break_third_step(self, batch, seeds):
+    inputs = self._perturb(batch['cube'], seeds)
+    third = tf.reduce_any(batch['index'] == 2 * 4)
+    return tf.where(third, float('nan'), inputs)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(tasks.Pretrain, 'make_inputs', break_third_step)
+    with pytest.raises(errors.UserError, match='in epoch 1, step 3: lower'):
+      _train(tmp_path, strategy, data_dir)
+
+
+class LittleMemory(tiny_data.AddNoise):
+  """Fails as a device does that can hold only so many cubes."""
+
+  most = 2
+
+  def call(self, cubes, seeds):
+    def check(cubes):
+      if len(cubes) > self.most:
+        raise MemoryError('too many cubes')
+      return cubes
+
+    checked = tf.numpy_function(check, [cubes], tf.float32)
+    return super().call(tf.ensure_shape(checked, cubes.shape), seeds)
+
+
+def test_out_of_memory_divides_the_batch(tmp_path, strategy, data_dir, caplog):
+  settings = {'steps_per_call': 3, 'epochs': 1}
+  rows = _train(
+    tmp_path / 'short',
+    strategy,
+    data_dir,
+    task=functools.partial(tiny_data.make_task, perturb=LittleMemory),
+    **settings,
+  )
+  assert 'train.accumulation is 2 from now on' in caplog.text
+  want = _train(
+    tmp_path / 'asked', strategy, data_dir, accumulation=2, **settings
+  )
+  _assert_equal(_weights(tmp_path / 'short'), _weights(tmp_path / 'asked'))
+  assert [row['validation/loss'] for row in rows] == [
+    row['validation/loss'] for row in want
+  ]
+
+
+def test_one_cube_that_does_not_fit_is_one_line(
+  tmp_path, strategy, data_dir, monkeypatch
+):
+  monkeypatch.setattr(LittleMemory, 'most', 0)
+  with pytest.raises(errors.UserError, match='1 cubes at a time do not fit'):
+    _train(
+      tmp_path,
+      strategy,
+      data_dir,
+      task=functools.partial(tiny_data.make_task, perturb=LittleMemory),
+      batch_size=2,
+    )
+
+
+@pytest.mark.parametrize('calls', [2, 5])  # in training, in validation
+def test_a_run_that_is_asked_to_stop_goes_on_exactly(
+  run, tmp_path, strategy, data_dir, calls
+):
+  asked = iter([False] * calls + [True])
+  settings = tiny_data.make_settings(data_dir, epochs=3)
+  with pytest.raises(interruption.Interrupted, match='in epoch 1 after step'):
+    loop.train(
+      str(tmp_path), strategy, settings, should_stop=lambda: next(asked)
+    )
+  rows = _train(tmp_path, strategy, data_dir, epochs=3)
+  _assert_equal(_weights(tmp_path), _weights(run[0]))
+  for row, want in zip(rows, run[1], strict=True):
+    for name in set(want) - {'cubes_per_second'}:
+      assert row[name] == pytest.approx(want[name], rel=1e-12), name
+
+
+@pytest.mark.parametrize(
+  'settings', [{'steps_per_call': 3}, {'inputs_in_pipeline': True}]
+)
+def test_other_ways_to_the_same_result(
+  run, tmp_path, strategy, data_dir, settings
+):
+  rows = _train(tmp_path, strategy, data_dir, epochs=3, **settings)
+  for row, want in zip(rows, run[1], strict=True):
+    for name in set(want) - {'cubes_per_second'}:
+      assert row[name] == pytest.approx(want[name], rel=1e-4), name
+
+
+def test_bfloat16_resumes_exactly(tmp_path, strategy, data_dir):
+  settings = {'precision': 'bfloat16'}
+  _train(tmp_path / 'whole', strategy, data_dir, epochs=2, **settings)
+  _train(tmp_path / 'cut', strategy, data_dir, epochs=1, **settings)
+  _train(tmp_path / 'cut', strategy, data_dir, epochs=2, **settings)
+  _assert_equal(_weights(tmp_path / 'cut'), _weights(tmp_path / 'whole'))
+  # What is exported computes in float32.
+  model, _ = checkpoints.load_model(str(tmp_path / 'whole'))
+  assert model.compute_dtype == 'float32'
+  with pytest.raises(errors.UserError, match='another precision'):
+    _train(tmp_path / 'whole', strategy, data_dir)
+
+
+def test_float16_on_cpu_is_one_line(tmp_path, strategy, data_dir):
+  with pytest.raises(errors.UserError, match='needs a GPU'):
+    _train(tmp_path, strategy, data_dir, precision='float16')
+
+
+def test_stages(tmp_path, strategy, data_dir):
+  """Words only, then restoration and words from its encoder."""
+  words = functools.partial(
+    tasks.NameWords,
+    model=functools.partial(
+      models.build_word_classifier, base_filters=2, depth=3
+    ),
+    perturb=tiny_data.AddNoise,
+  )
+  restore = functools.partial(
+    tasks.Restore,
+    model=functools.partial(models.build_unet3d, base_filters=2, depth=3),
+    perturb=tiny_data.AddNoise,
+  )
+  rows = _train(tmp_path / 'words', strategy, data_dir, epochs=1, task=words)
+  assert {'validation/accuracy', 'train/cross_entropy'} <= set(rows[0])
+  assert 'train/mse' not in rows[0]
+  rows = _train(
+    tmp_path / 'restore', strategy, data_dir, epochs=1, task=restore
+  )
+  assert {'train/mse', 'validation/perturbed_mse'} <= set(rows[0])
+  assert 'train/accuracy' not in rows[0]
+
+  for stage in ('words', 'restore'):
+    # A learning rate of almost nothing: the encoder stays what it was.
+    _train(
+      tmp_path / f'after_{stage}',
+      strategy,
+      data_dir,
+      epochs=1,
+      learning_rate=1e-12,
+      start_from=str(tmp_path / stage),
+    )
+    before, _ = checkpoints.load_model(str(tmp_path / stage))
+    after, _ = checkpoints.load_model(str(tmp_path / f'after_{stage}'))
+    for one, other in zip(
+      before.encoder.trainable_variables,
+      after.encoder.trainable_variables,
+      strict=True,
+    ):
+      np.testing.assert_allclose(one.numpy(), other.numpy(), atol=1e-8)
+
+
 def test_settings_are_checked(tmp_path, strategy, data_dir):
   with pytest.raises(errors.UserError, match=r'train\.epochs is 0'):
     tiny_data.make_settings(data_dir, epochs=0)
+  with pytest.raises(errors.UserError, match=r'train\.precision is'):
+    tiny_data.make_settings(data_dir, precision='double')
   with pytest.raises(errors.UserError, match='multiple of the 1 replicas'):
     _train(tmp_path / 'new', strategy, data_dir, batch_size=0)
   assert not (tmp_path / 'new').exists()

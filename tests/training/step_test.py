@@ -72,8 +72,8 @@ def test_seeds_of_cubes_are_their_own():
   assert len(all_seeds) == 4
 
 
-def _make(jit_compile):
-  """Returns a Steps, its model and a copy of the model's weights."""
+def _make(jit_compile, **settings):
+  """Returns a Steps, its model and its task."""
   strategy = tf.distribute.MirroredStrategy(['/cpu:0'])
   keras.utils.set_random_seed(0)
   with strategy.scope():
@@ -89,12 +89,13 @@ def _make(jit_compile):
     task=task,
     batch_size=4,
     jit_compile=jit_compile,
+    **settings,
   )
   return steps, model, task
 
 
-def _batch():
-  cubes, words = tiny_data.make_cubes(4, seed=3)
+def _batch(seed=3):
+  cubes, words = tiny_data.make_cubes(4, seed=seed)
   return {
     'cube': tf.constant((cubes[..., np.newaxis] + 1000) / 2000, tf.float32),
     'word': tf.constant(words, tf.int32),
@@ -140,6 +141,97 @@ def test_a_step_equals_plain_tensorflow(jit_compile):
     )
 
 
+@pytest.mark.parametrize('jit_compile', ['auto', True])
+def test_accumulation_adds_up_the_gradients_of_parts(jit_compile):
+  steps, model, task = _make(jit_compile, accumulation=2)
+  batch, seed = _batch(), tf.constant([1, 2])
+  inputs = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
+  before = [v.numpy() for v in model.trainable_variables]
+  moving = [v.numpy() for v in model.non_trainable_variables]
+
+  @tf.function
+  def compute_by_hand(inputs, cubes, words):
+    with tf.GradientTape() as tape:
+      outputs = model(inputs, training=True)
+      chosen = tf.gather(outputs['words'], words, batch_dims=1)
+      mse = tf.reduce_mean(tf.square(outputs['restored'] - cubes))
+      loss = mse - 0.01 * tf.reduce_mean(tf.math.log(chosen))
+    return tape.gradient(loss, [v.value for v in model.trainable_variables])
+
+  parts = [
+    compute_by_hand(inputs[at], batch['cube'][at], batch['word'][at])
+    for at in (slice(0, 2), slice(2, 4))
+  ]
+  want_moving = [v.numpy() for v in model.non_trainable_variables]
+  for variable, value in zip(
+    model.non_trainable_variables, moving, strict=True
+  ):
+    variable.assign(value)
+
+  steps.train(batch, seed)
+  for old, variable, *gradients in zip(
+    before, model.trainable_variables, *parts, strict=True
+  ):
+    np.testing.assert_allclose(
+      old - variable.numpy(), np.mean(gradients, axis=0), rtol=1e-3, atol=2e-6
+    )
+  # Each part moved the statistics.
+  for variable, want in zip(
+    model.non_trainable_variables, want_moving, strict=True
+  ):
+    np.testing.assert_allclose(variable.numpy(), want, rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_must_divide():
+  with pytest.raises(errors.UserError, match='accumulation is 3'):
+    _make(False, accumulation=3)
+
+
+def test_evaluation_in_parts_is_the_same():
+  batch, seed = _batch(), tf.constant([1, 2])
+  whole = _make('auto')[0].evaluate(batch, seed)
+  parts = _make('auto', accumulation=4)[0].evaluate(batch, seed)
+  assert set(parts) == set(whole)
+  for name, value in whole.items():
+    np.testing.assert_allclose(parts[name], value, rtol=1e-5, err_msg=name)
+
+
+def test_totals_count_which_word_is_taken_for_which():
+  steps, model, task = _make('auto')
+  batch, seed = _batch(), tf.constant([1, 2])
+  confusion = steps.evaluate(batch, seed)['confusion'].numpy()
+  inputs = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
+  named = model(inputs, training=False)['words'].numpy().argmax(axis=1)
+  want = np.zeros((3, 3))
+  for word, name, weight in zip(
+    batch['word'].numpy(), named, batch['weight'].numpy(), strict=True
+  ):
+    want[word, name] += weight
+  np.testing.assert_array_equal(confusion, want)
+
+
+def test_several_steps_in_a_call_are_the_same_steps():
+  batches, seed = [_batch(seed) for seed in (3, 4, 5)], tf.constant([1, 2])
+  one_by_one, model, _ = _make('auto')
+  want = [one_by_one.train(batch, seed) for batch in batches]
+  several, other, _ = _make('auto')
+  dataset = tf.data.Dataset.from_generator(
+    lambda: batches,
+    output_signature=tf.nest.map_structure(
+      lambda one: tf.TensorSpec(one.shape, one.dtype), batches[0]
+    ),
+  )
+  found = several.train_several(iter(dataset), seed, tf.constant(3))
+  for name, values in found.items():
+    np.testing.assert_allclose(
+      values, [float(one[name]) for one in want], rtol=1e-5, err_msg=name
+    )
+  for first, second in zip(model.variables, other.variables, strict=True):
+    np.testing.assert_allclose(
+      first.numpy(), second.numpy(), rtol=1e-4, atol=1e-6
+    )
+
+
 def test_evaluation_leaves_padding_out_and_weights_alone():
   steps, model, task = _make('auto')
   batch, seed = _batch(), tf.constant([1, 2])
@@ -157,10 +249,13 @@ def test_evaluation_leaves_padding_out_and_weights_alone():
 def test_pictures_show_the_perturbed_cubes():
   steps, model, task = _make('auto')
   batch, seed = _batch(), tf.constant([1, 2])
-  pictures = steps.draw_pictures(batch, seed)
+  pictures, embedding = steps.inspect(batch, seed)
   assert list(pictures) == ['original', 'perturbed', 'restored']
   np.testing.assert_array_equal(pictures['original'], batch['cube'])
   want = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
   np.testing.assert_allclose(pictures['perturbed'], want, atol=1e-5)
-  restored = model(want, training=False)['restored']
-  np.testing.assert_allclose(pictures['restored'], restored, atol=1e-5)
+  outputs = model(want, training=False)
+  np.testing.assert_allclose(
+    pictures['restored'], outputs['restored'], atol=1e-5
+  )
+  np.testing.assert_allclose(embedding, outputs['embedding'], atol=1e-5)

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from transvw_tf2 import models
 from transvw_tf2.perturb import random_numbers
 from transvw_tf2.training import input_pipeline
-from transvw_tf2.training import loop
+from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import tasks
 
 CUBE_SHAPE = (16, 16, 8)
@@ -115,16 +115,13 @@ class AddNoise(keras.layers.Layer):
 def make_task(**settings) -> tasks.Pretrain:
   """Returns the task with a tiny network and a simple perturbation."""
 
-  def model(num_words, synchronized_batch_norm):
-    return models.build_visual_word_net(
-      num_words,
-      base_filters=2,
-      depth=3,
-      head_filters=4,
-      head_units=4,
-      synchronized_batch_norm=synchronized_batch_norm,
-    )
-
+  model = functools.partial(
+    models.build_visual_word_net,
+    base_filters=2,
+    depth=3,
+    head_filters=4,
+    head_units=4,
+  )
   return tasks.Pretrain(**({'model': model, 'perturb': AddNoise} | settings))
 
 
@@ -153,9 +150,9 @@ def prepare(task: tasks.Pretrain, words=WORDS) -> tasks.Pretrain:
   return task
 
 
-def make_settings(data_dir: str, **settings) -> loop.Settings:
+def make_settings(data_dir: str, **settings) -> settings_lib.Settings:
   """Returns settings of a run of two epochs."""
-  return loop.Settings(
+  return settings_lib.Settings(
     **(
       {
         'data_dir': data_dir,

@@ -6,6 +6,8 @@ WORKDIR/checkpoints/best/     the weights with the lowest validation loss
 """
 
 from collections.abc import Sequence
+import contextlib
+import glob
 import json
 import os
 import shutil
@@ -21,6 +23,7 @@ BEST = 'best'
 LATEST = 'latest'
 DESCRIPTION_FILE = 'model.json'
 _FOLDER = 'checkpoints'
+_WORKERS = '.workers'
 
 # What TensorFlow raises for a checkpoint that is cut or of another model.
 _DAMAGED = (AssertionError, IndexError, ValueError, tf.errors.OpError)
@@ -35,9 +38,15 @@ class Progress(tf.train.experimental.PythonState):
     sums: of each loss over those steps.
     val_loss: of the last complete epoch.
     best_val_loss: lowest so far.
+    accumulation: parts into which the batch of a replica is divided, more than
+      asked for where the device had too little memory.
+    seconds: of all calls together.
   """
 
-  _FIELDS = ('epoch', 'step', 'sums', 'val_loss', 'best_val_loss')
+  _FIELDS = (
+    *('epoch', 'step', 'sums', 'val_loss', 'best_val_loss'),
+    *('accumulation', 'seconds'),
+  )
 
   def __init__(self):
     self.epoch = 0
@@ -45,6 +54,8 @@ class Progress(tf.train.experimental.PythonState):
     self.sums: dict[str, float] = {}
     self.val_loss = float('inf')
     self.best_val_loss = float('inf')
+    self.accumulation = 1
+    self.seconds = 0.0
 
   def serialize(self) -> str:
     return json.dumps({name: getattr(self, name) for name in self._FIELDS})
@@ -64,7 +75,7 @@ class Checkpoints:
     model: keras.Model,
     progress: Progress,
     keep: int = 3,
-    writes_to: str | None = None,
+    worker: str | None = None,
     **state,
   ):
     """Initialises the checkpoints; the folders appear with the first one.
@@ -74,11 +85,12 @@ class Checkpoints:
       model: the network, built.
       progress: how far the run is.
       keep: latest checkpoints kept.
-      writes_to: another folder to write to; every worker of a cluster has to
-        save, but only the chief's copy counts.
+      worker: name of a worker that is not the chief; every worker of a cluster
+        has to save, but only the chief's copy counts.
       **state: what else a resumed run needs: optimizer, schedules.
     """
-    folder = os.path.join(writes_to or workdir, _FOLDER)
+    self._worker_folder = worker and os.path.join(workdir, _WORKERS, worker)
+    folder = os.path.join(self._worker_folder or workdir, _FOLDER)
     self._folder = os.path.join(workdir, _FOLDER)
     self._full = tf.train.Checkpoint(model=model, progress=progress, **state)
     self._latest = tf.train.CheckpointManager(
@@ -89,6 +101,13 @@ class Checkpoints:
       os.path.join(folder, BEST),
       max_to_keep=1,
     )
+
+  def close(self) -> None:
+    """Removes what a worker that is not the chief had to write."""
+    if self._worker_folder:
+      shutil.rmtree(self._worker_folder, ignore_errors=True)
+      with contextlib.suppress(OSError):  # not empty: of another worker
+        os.rmdir(os.path.dirname(self._worker_folder))
 
   def restore(self) -> str | None:
     """Restores the newest latest checkpoint that is whole.
@@ -118,12 +137,39 @@ class Checkpoints:
     return None
 
   def save_latest(self, number: int) -> None:
-    """Saves everything; `number` becomes part of the name."""
-    self._latest.save(checkpoint_number=number)
+    """Saves everything; `number` becomes part of the name.
+
+    Raises:
+      UserError: it cannot be written; those before it are kept.
+    """
+    _save(self._latest, number)
 
   def save_best(self, number: int) -> None:
-    """Saves the weights."""
-    self._best.save(checkpoint_number=number)
+    """Saves the weights; raises as save_latest."""
+    _save(self._best, number)
+
+
+def _save(manager, number):
+  try:
+    manager.save(checkpoint_number=number)
+  except (OSError, tf.errors.OpError) as error:
+    # What is half-written has no entry in the folder's list of checkpoints.
+    _remove_unlisted(manager.directory)
+    raise errors.UserError(
+      f'checkpoint {number} in {manager.directory} cannot be written'
+      f' ({" ".join(str(error).split())[:160]}): make room; the same command'
+      ' goes on from the last one that is whole'
+    ) from error
+
+
+def _remove_unlisted(folder):
+  listed = {os.path.basename(path) for path in _find_checkpoints(folder)}
+  for path in glob.glob(os.path.join(glob.escape(folder), 'ckpt-*')):
+    if os.path.basename(path).partition('.')[0] not in listed:
+      if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        os.remove(path)
 
 
 def write_description(workdir: str, description: dict) -> None:
@@ -191,11 +237,6 @@ def load_model(
     'epoch': progress.epoch,
     'val_loss': progress.val_loss,
   }
-
-
-def remove_worker_folder(folder: str) -> None:
-  """Removes what a worker that is not the chief had to write."""
-  shutil.rmtree(folder, ignore_errors=True)
 
 
 def _find_checkpoints(folder: str) -> Sequence[str]:

@@ -75,6 +75,39 @@ def make_strategy(devices: str = 'all') -> tf.distribute.Strategy:
   return tf.distribute.MirroredStrategy(names)
 
 
+def make_deterministic(threads: int) -> None:
+  """Makes the same run give the same bits; call it before make_strategy.
+
+  Args:
+    threads: of one operation, which decide how it divides its sums: results
+      are the same for the same number of threads on the same kind of machine.
+  """
+  tf.config.experimental.enable_op_determinism()
+  tf.config.threading.set_inter_op_parallelism_threads(1)
+  tf.config.threading.set_intra_op_parallelism_threads(threads)
+
+
+def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
+  """Returns whether `flag` is set on any worker; all of them have to ask."""
+  if not is_cluster(strategy):
+    return flag
+
+  def add_up():
+    context = tf.distribute.get_replica_context()
+    return context.all_reduce(
+      tf.distribute.ReduceOp.SUM, tf.constant(float(flag))
+    )
+
+  return float(strategy.experimental_local_results(strategy.run(add_up))[0]) > 0
+
+
+def is_cluster(strategy: tf.distribute.Strategy) -> bool:
+  """Returns whether there are other workers."""
+  return strategy.cluster_resolver is not None and bool(
+    strategy.cluster_resolver.cluster_spec().as_dict()
+  )
+
+
 def uses_gpu(strategy: tf.distribute.Strategy) -> bool:
   """Returns whether the replicas of this worker are GPUs."""
   return any('GPU' in name for name in strategy.extended.worker_devices)
@@ -87,6 +120,21 @@ def is_chief(strategy: tf.distribute.Strategy) -> bool:
     return True
   cluster = resolver.cluster_spec().as_dict()
   return 'chief' not in cluster and resolver.task_id == 0
+
+
+def check_precision(precision: str, strategy: tf.distribute.Strategy) -> None:
+  """Raises UserError where the devices cannot compute in a precision."""
+  if precision == 'float16' and not uses_gpu(strategy):
+    # TensorFlow has no float16 pooling there.
+    raise errors.UserError(
+      "train.precision is 'float16', which needs a GPU: take 'bfloat16' on CPU"
+    )
+
+
+def worker_name(strategy: tf.distribute.Strategy) -> str:
+  """Returns the name of this worker in its cluster, such as worker-1."""
+  resolver = strategy.cluster_resolver
+  return f'{resolver.task_type}-{resolver.task_id}'
 
 
 def check_batch_size(batch_size: int, replicas: int) -> None:

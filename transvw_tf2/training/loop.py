@@ -4,81 +4,42 @@ Knows nothing of the model or the losses; the task and the steps do.
 """
 
 from collections.abc import Callable
-from collections.abc import Mapping
-import dataclasses
 import functools
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
-import math
-import os
 import time
 
+from absl import logging
 import gin
-import keras
+import numpy as np
 import tensorflow as tf
 import tqdm
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
-from transvw_tf2.training import checkpoints
+from transvw_tf2.training import assembly
+from transvw_tf2.training import damaged_data
 from transvw_tf2.training import devices
+from transvw_tf2.training import initial_weights
 from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import inspection
+from transvw_tf2.training import interruption
+from transvw_tf2.training import loss_sums
 from transvw_tf2.training import reports
-from transvw_tf2.training import schedules
+from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import step as step_lib
-from transvw_tf2.training import tasks
+from transvw_tf2.training import summary
 
-OPERATIVE_CONFIG_FILE = 'operative_config.gin'
 _EXAMPLES_IN_PICTURE = 4
-
-
-@gin.configurable('train', module='training')
-@dataclasses.dataclass(frozen=True)
-class Settings:
-  """Settings of a run, `train` in gin files; the defaults are the paper's.
-
-  Attributes:
-    data_dir: a built data set, see `input_pipeline.find_data_dir`.
-    task: makes the task.
-    batch_size: examples per step over all replicas of all workers.
-    epochs: at most so many.
-    learning_rate: of Adam, at the beginning.
-    schedule: makes what changes the learning rate.
-    early_stopping: makes what ends the run.
-    seed: decides weights, order of the examples and perturbations.
-    jit_compile: see `step.compiled_part`.
-    synchronized_batch_norm: see `step.resolve_batch_norm`.
-    shuffle_buffer: see `input_pipeline.make_dataset`.
-    checkpoint_steps: steps between checkpoints within an epoch.
-    keep_checkpoints: latest checkpoints kept.
-    picture_epochs: epochs between pictures in TensorBoard.
-  """
-
-  data_dir: str = ''
-  task: Callable[[], tasks.Pretrain | tasks.Autoencoder] = tasks.Pretrain
-  batch_size: int = 8
-  epochs: int = 10000
-  learning_rate: float = 1e-3
-  schedule: Callable[[], tf.Module] = schedules.ReduceOnPlateau
-  early_stopping: Callable[[], tf.Module] = schedules.EarlyStopping
-  seed: int = 1
-  jit_compile: bool | str = step_lib.AUTO
-  synchronized_batch_norm: bool | None = None
-  shuffle_buffer: int = 1024
-  checkpoint_steps: int = 1000
-  keep_checkpoints: int = 3
-  picture_epochs: int = 1
-
-  def __post_init__(self):
-    for name in (
-      *('epochs', 'checkpoint_steps', 'keep_checkpoints', 'picture_epochs'),
-    ):
-      value = getattr(self, name)
-      if value < 1:
-        raise errors.UserError(f'train.{name} is {value}, wanted at least 1')
+_EXAMPLES_IN_PROJECTOR = 256
+# A look at the loss waits for the device.
+_SECONDS_BETWEEN_LOOKS = 1.0
 
 
 def train(
-  workdir: str, strategy: tf.distribute.Strategy, settings: Settings
+  workdir: str,
+  strategy: tf.distribute.Strategy,
+  settings: settings_lib.Settings,
+  should_stop: Callable[[], bool] = lambda: False,
 ) -> list[dict[str, float]]:
   """Trains, or goes on where the same call was cut off.
 
@@ -86,285 +47,321 @@ def train(
     workdir: folder of the run; made if it is missing.
     strategy: from `devices.make_strategy`.
     settings: of the run.
+    should_stop: asked after each call of the steps.
 
   Returns:
     The rows of history.csv, one per epoch.
 
   Raises:
     UserError: a setting or the data set is wrong, the workdir belongs to
-      another run, or the loss is not finite.
+      another run or cannot be written, or the loss is not finite.
+    Interrupted: should_stop said so; all is saved.
   """
-  return _Run(workdir, strategy, settings).go_on()
+  try:
+    run = assembly.assemble(workdir, strategy, settings)
+    return _Loop(run, should_stop).go_on()
+  except OSError as error:
+    raise errors.UserError(
+      f'--workdir {workdir} cannot be written ({error}): make room or give'
+      ' another'
+    ) from error
 
 
-class _Run:
-  """A run: what it is made of, and its epochs."""
+class _Loop:
+  """The epochs of a run."""
 
-  def __init__(self, workdir, strategy, settings):
-    self._workdir = workdir
-    self._strategy = strategy
-    self._settings = settings
-    self._chief = devices.is_chief(strategy)
-    # Same seed, same initial weights.
-    keras.utils.set_random_seed(settings.seed)
-    with strategy.scope():
-      self._task = settings.task()
-    self._data = input_pipeline.open_data(
-      settings.data_dir, self._task.features
-    )
-    devices.check_batch_size(settings.batch_size, strategy.num_replicas_in_sync)
-    self._num_steps = {
-      split: input_pipeline.steps_per_epoch(
-        self._data, split, settings.batch_size
-      )
-      for split in (schema.TRAIN, schema.VALIDATION)
-    }
-    self._task.prepare(self._data)
-    self._build()
-    self._progress = checkpoints.Progress()
-    self._describe()
-    self._checkpoints = self._open_checkpoints()
-
-  def _build(self):
-    """Makes model, optimizer, steps and schedules."""
-    settings = self._settings
-    synchronized = step_lib.resolve_batch_norm(
-      self._strategy, settings.jit_compile, settings.synchronized_batch_norm
-    )
-    with self._strategy.scope():
-      self._model = self._task.build_model(synchronized)
-      # Called, not only built: layers may make variables in their first call.
-      self._call_once()
-      self._optimizer = keras.optimizers.Adam(
-        settings.learning_rate, epsilon=1e-7
-      )
-      self._optimizer.build(self._model.trainable_variables)
-    self._schedule = settings.schedule()
-    self._early_stopping = settings.early_stopping()
-    self._steps = step_lib.Steps(
-      strategy=self._strategy,
-      model=self._model,
-      optimizer=self._optimizer,
-      task=self._task,
-      batch_size=settings.batch_size,
-      jit_compile=settings.jit_compile,
-    )
-    self._average_statistics = (
-      self._strategy.num_replicas_in_sync > 1 and not synchronized
-    )
-
-  def _call_once(self):
-    try:
-      self._model(tf.zeros((1, *self._data.shape, 1)))
-    except ValueError as error:
-      raise errors.UserError(
-        f'data set {self._data.data_dir} does not fit the model: {error}'
-      ) from error
-
-  def _describe(self):
-    """Writes what the run is, or refuses the workdir of another run."""
-    if not self._chief:
-      return
-    try:
-      os.makedirs(self._workdir, exist_ok=True)
-      checkpoints.write_description(
-        self._workdir,
-        {
-          'task': type(self._task).__name__,
-          'model': self._serialize_model(),
-          **self._task.describe(),
-          'volume': self._data.volume,
-          'shape': self._data.shape,
-          'examples': self._data.sizes,
-          'batch_size': self._settings.batch_size,
-          'seed': self._settings.seed,
-        },
-      )
-      path = os.path.join(self._workdir, OPERATIVE_CONFIG_FILE)
-      with open(path, 'w', encoding='utf-8') as file:
-        file.write(gin.operative_config_str())
-    except OSError as error:
-      raise errors.UserError(
-        f'--workdir {self._workdir} cannot be written ({error}): give another'
-      ) from error
-
-  def _serialize_model(self):
-    # Unsynchronised, so that a run can go on with other devices.
-    model = self._task.build_model(False)
-    return keras.saving.serialize_keras_object(model)
-
-  def _open_checkpoints(self):
-    # Every worker has to save, but only the chief's copy counts.
-    own = os.path.join(self._workdir, '.worker', str(os.getpid()))
-    return checkpoints.Checkpoints(
-      self._workdir,
-      model=self._model,
-      progress=self._progress,
-      keep=self._settings.keep_checkpoints,
-      writes_to=None if self._chief else own,
-      optimizer=self._optimizer,
-      schedule=self._schedule,
-      early_stopping=self._early_stopping,
-    )
+  def __init__(self, run: assembly.Run, should_stop: Callable[[], bool]):
+    self._run = run
+    self._settings = run.settings
+    self._progress = run.progress
+    self._should_stop = should_stop
+    self._source = summary.describe_source()
+    self._clock = time.monotonic()
+    self._next_look = 0.0
 
   def go_on(self) -> list[dict[str, float]]:
     """Restores the latest checkpoint, if any, and runs the other epochs."""
-    restored = self._checkpoints.restore()
-    progress = self._progress
-    if restored:
+    self._restore_or_begin()
+    run, progress = self._run, self._progress
+    self._steps = run.make_steps()
+    self._reports = reports.Reports(
+      run.workdir if run.is_chief else None, progress.epoch
+    )
+    self._reports.write_text('operative_config', gin.operative_config_str())
+    ended = 'interrupted'
+    try:
+      while (
+        progress.epoch < self._settings.epochs and not run.early_stopping.over
+      ):
+        self._run_epoch_in_memory()
+      ended = 'last epoch'
+      if run.early_stopping.over:
+        ended = 'early stopping'
+        print(f'stopped early after epoch {progress.epoch}')
+    finally:
+      run.checkpoints.close()
+      self._summarize(ended)
+    return self._reports.rows
+
+  def _restore_or_begin(self):
+    run, progress = self._run, self._progress
+    restored = run.checkpoints.restore()
+    if not devices.any_worker(run.strategy, bool(restored)):
+      progress.accumulation = self._settings.accumulation
+      if self._settings.start_from:
+        source = self._settings.start_from
+        print(initial_weights.start_from(run.model, source))
+      # What a run that lacks memory in its first step goes back to.
+      self._save_latest()
+    elif restored:
       print(
         f'resuming after epoch {progress.epoch}, step {progress.step},'
         f' from {restored}'
       )
-    self._reports = reports.Reports(
-      self._workdir if self._chief else None, progress.epoch
-    )
-    self._reports.write_text('operative_config', gin.operative_config_str())
-    while (
-      progress.epoch < self._settings.epochs and not self._early_stopping.over
-    ):
+    else:
+      raise errors.UserError(
+        f'--workdir {run.workdir} holds no checkpoint for this worker, but does'
+        ' for another: put it on a file system that all workers share'
+      )
+
+  def _summarize(self, ended):
+    run = self._run
+    if run.is_chief:
+      summary.write_summary(
+        run.workdir,
+        self._reports.rows,
+        seconds=self._progress.seconds,
+        ended=ended,
+        strategy=run.strategy,
+        model=run.model,
+        config=gin.operative_config_str(),
+        source=self._source,
+      )
+
+  def _run_epoch_in_memory(self):
+    """Runs an epoch; where memory is short, on smaller parts of the batch."""
+    try:
       self._run_epoch()
-    if self._early_stopping.over:
-      print(f'stopped early after epoch {progress.epoch}')
-    return self._reports.rows
+    except tf.errors.ResourceExhaustedError as error:
+      parts = self._more_parts(error)
+      # The step may have changed some variables before it failed.
+      restored = self._run.checkpoints.restore()
+      self._progress.accumulation = parts
+      self._steps = self._run.make_steps()
+      logging.warning(
+        'out of memory: train.accumulation is %d from now on, going on from %s',
+        parts,
+        restored,
+      )
+
+  def _more_parts(self, error) -> int:
+    """Returns the next larger accumulation; raises UserError without one."""
+    run, now = self._run, self._progress.accumulation
+    # Workers would have to agree.
+    if not devices.is_cluster(run.strategy):
+      for parts in range(2 * now, run.replica_batch + 1):
+        if run.replica_batch % parts == 0:
+          return parts
+    raise errors.UserError(
+      f'{run.replica_batch // now} {run.data.volume}s at a time do not fit into'
+      f' the memory of a device ({" ".join(error.message.split())[:120]}):'
+      ' raise train.accumulation, or take a smaller network or train.precision'
+    ) from error
 
   def _run_epoch(self):
+    run = self._run
     start = time.monotonic()
     epoch = self._progress.epoch + 1
     first_step = self._progress.step
-    trained = self._train_epoch(epoch)
-    steps = self._num_steps[schema.TRAIN] - first_step
+    with damaged_data.explain(run.data, schema.TRAIN):
+      trained = self._train_epoch(epoch)
+    steps = run.num_steps[schema.TRAIN] - first_step
     speed = steps * self._settings.batch_size / (time.monotonic() - start)
-    if self._average_statistics:
+    if run.own_statistics:
       self._steps.average_statistics()
-    validated = self._validate()
-    rate = float(self._optimizer.learning_rate.numpy())
+    with damaged_data.explain(run.data, schema.VALIDATION):
+      validated, totals = self._validate()
+    rate = float(run.optimizer.learning_rate.numpy())
     values = {
       **{f'train/{name}': value for name, value in trained.items()},
       **{f'validation/{name}': value for name, value in validated.items()},
       'learning_rate': rate,
-      f'{self._data.volume}s_per_second': speed,
+      f'{run.data.volume}s_per_second': speed,
     }
     self._end_epoch(epoch, validated['loss'], rate)
     self._reports.write_epoch(epoch, values)
-    if epoch % self._settings.picture_epochs == 0 and self._chief:
-      self._reports.write_slices(epoch, self._picture_rows())
-    speed_text = f'{speed:.2f} {self._data.volume}s/s'
+    if run.is_chief and epoch % self._settings.picture_epochs == 0:
+      self._draw(epoch, totals)
+    speed_text = f'{speed:.2f} {run.data.volume}s/s'
     print(_epoch_line(epoch, trained, validated, speed_text), flush=True)
 
   def _end_epoch(self, epoch, val_loss, rate):
     """Takes the validation loss of an epoch and saves."""
-    progress = self._progress
+    run, progress = self._run, self._progress
     progress.epoch, progress.step, progress.sums = epoch, 0, {}
     progress.val_loss = val_loss
-    self._optimizer.learning_rate = self._schedule.next_rate(
-      rate, epoch, val_loss
-    )
-    self._early_stopping.update(val_loss)
+    run.optimizer.learning_rate = run.schedule.next_rate(rate, epoch, val_loss)
+    run.early_stopping.update(val_loss)
     if val_loss < progress.best_val_loss:
       progress.best_val_loss = val_loss
-      self._checkpoints.save_best(epoch)
+      run.checkpoints.save_best(epoch)
     self._save_latest()
 
   def _save_latest(self):
-    done = self._progress.epoch * self._num_steps[schema.TRAIN]
-    self._checkpoints.save_latest(done + self._progress.step)
+    progress = self._progress
+    now = time.monotonic()
+    progress.seconds += now - self._clock
+    self._clock = now
+    done = progress.epoch * self._run.num_steps[schema.TRAIN]
+    self._run.checkpoints.save_latest(done + progress.step)
 
   def _train_epoch(self, epoch) -> dict[str, float]:
     """Runs the steps that are left of an epoch; returns means of the losses."""
     progress, settings = self._progress, self._settings
-    num_steps = self._num_steps[schema.TRAIN]
-    seed = step_lib.stream_seed(settings.seed, step_lib.TRAIN_STREAM, epoch)
-    batches = self._distribute(schema.TRAIN, epoch, skip_steps=progress.step)
-    sums = _Sums(progress.sums)
-    with tqdm.tqdm(
-      desc=f'epoch {epoch}',
-      total=num_steps * settings.batch_size,
-      initial=progress.step * settings.batch_size,
-      unit=self._data.volume,
-      disable=None,  # only on a terminal
-      leave=False,
-    ) as bar:
-      for batch in batches:
-        sums.add(self._steps.train(batch, seed))
-        progress.step += 1
-        bar.update(settings.batch_size)
+    num_steps = self._run.num_steps[schema.TRAIN]
+    seed = self._run.seed(schema.TRAIN, epoch)
+    batches = iter(self._distribute(schema.TRAIN, epoch, progress.step))
+    sums = self._sums = loss_sums.LossSums(progress.sums)
+    with self._bar(epoch) as bar:
+      while progress.step < num_steps:
+        count = self._steps_in_call()
+        values = self._call(batches, seed, count)
+        sums.add_steps(values, progress.step)
+        progress.step += count
+        bar.update(count * settings.batch_size)
+        self._look(bar)
+        self._stop_if_asked()
         if (
           progress.step % settings.checkpoint_steps == 0
           and progress.step < num_steps
         ):
-          progress.sums = sums.values()
-          self._check_finite(progress.sums)
-          self._save_latest()
-    self._check_finite(sums.values())
+          self._save_within_epoch()
+    self._check_finite()
     return {name: one / num_steps for name, one in sums.values().items()}
 
-  def _check_finite(self, sums):
-    if not all(math.isfinite(value) for value in sums.values()):
+  def _bar(self, epoch):
+    return tqdm.tqdm(
+      desc=f'epoch {epoch}',
+      total=self._run.num_steps[schema.TRAIN] * self._settings.batch_size,
+      initial=self._progress.step * self._settings.batch_size,
+      unit=self._run.data.volume,
+      disable=None,  # only on a terminal
+      leave=False,
+    )
+
+  def _steps_in_call(self) -> int:
+    """Returns steps until the end of the call, a checkpoint or the epoch."""
+    step, settings = self._progress.step, self._settings
+    return min(
+      settings.steps_per_call,
+      settings.checkpoint_steps - step % settings.checkpoint_steps,
+      self._run.num_steps[schema.TRAIN] - step,
+    )
+
+  def _call(self, batches, seed, count):
+    if count == 1:
+      return self._steps.train(next(batches), seed)
+    return self._steps.train_several(batches, seed, tf.constant(count))
+
+  def _look(self, bar):
+    """Shows the loss now and then, and stops where it is not finite."""
+    now = time.monotonic()
+    if now < self._next_look:
+      return
+    self._check_finite()
+    mean = self._sums.values()['loss'] / self._progress.step
+    bar.set_postfix(loss=f'{mean:.4f}')
+    self._next_look = now + _SECONDS_BETWEEN_LOOKS
+
+  def _check_finite(self):
+    step = self._sums.first_not_finite()
+    if step is not None:
       raise errors.UserError(
-        f'the loss is not finite in epoch {self._progress.epoch + 1} by step'
-        f' {self._progress.step}: lower train.learning_rate; the last good'
-        f' checkpoint in {self._workdir} is kept'
+        f'the loss is not finite in epoch {self._progress.epoch + 1}, step'
+        f' {step + 1}: lower train.learning_rate; the last good checkpoint in'
+        f' {self._run.workdir} is kept'
       )
 
-  def _validate(self) -> dict[str, float]:
-    """Returns means over all of validation, always perturbed alike."""
-    seed = step_lib.stream_seed(
-      self._settings.seed, step_lib.VALIDATION_STREAM, 0
+  def _save_within_epoch(self):
+    self._check_finite()
+    self._progress.sums = self._sums.values()
+    if self._run.own_statistics:
+      self._steps.average_statistics()
+    self._save_latest()
+
+  def _stop_if_asked(self):
+    if not devices.any_worker(self._run.strategy, self._should_stop()):
+      return
+    self._save_within_epoch()
+    progress = self._progress
+    raise interruption.Interrupted(
+      f'stopped in epoch {progress.epoch + 1} after step {progress.step} and'
+      f' saved in {self._run.workdir}: the same command goes on'
     )
-    sums = _Sums()
-    for batch in self._distribute(schema.VALIDATION, 0):
+
+  def _validate(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+    """Returns means over all of validation, always perturbed alike; totals."""
+    seed = self._run.seed(schema.VALIDATION)
+    sums = loss_sums.LossSums()
+    for batch in self._distribute(schema.VALIDATION):
       sums.add(self._steps.evaluate(batch, seed))
+      self._stop_if_asked()
     totals = sums.values()
     weight = totals.pop('weight')
-    return {name: total / weight for name, total in totals.items()}
+    metrics = self._run.task.metrics
+    return {name: totals.pop(name) / weight for name in metrics}, totals
 
-  def _distribute(self, split, epoch, skip_steps=0):
+  def _distribute(self, split, epoch=0, skip_steps=0):
+    run, settings = self._run, self._settings
     make = functools.partial(
       input_pipeline.make_dataset,
-      self._data,
+      run.data,
       split,
-      self._settings.batch_size,
-      seed=self._settings.seed,
+      settings.batch_size,
+      seed=settings.seed,
       epoch=epoch,
-      shuffle_buffer=self._settings.shuffle_buffer,
+      shuffle_buffer=settings.shuffle_buffer,
+      interleave=settings.interleave,
+      cache=settings.cache,
+      skip_steps=skip_steps,
+      map_batch=self._adds_inputs(run.seed(split, epoch)),
+    )
+    return run.strategy.distribute_datasets_from_function(
+      lambda context: make(input_context=context)
     )
 
-    def make_for_worker(context):
-      dataset = make(input_context=context)
-      # An element is a batch of one replica.
-      replicas = context.num_replicas_in_sync // context.num_input_pipelines
-      return dataset.skip(skip_steps * replicas)
+  def _adds_inputs(self, seed):
+    if not self._settings.inputs_in_pipeline:
+      return None
+    task = self._run.task
 
-    return self._strategy.distribute_datasets_from_function(make_for_worker)
+    def add_inputs(batch):
+      inputs = step_lib.make_inputs(task, batch, seed)
+      return {**batch, step_lib.INPUTS: inputs}
 
-  def _picture_rows(self):
-    dataset = input_pipeline.make_dataset(
-      self._data, schema.VALIDATION, _EXAMPLES_IN_PICTURE
+    return add_inputs
+
+  def _draw(self, epoch, totals):
+    """Writes pictures of some validation examples and of all of them."""
+    run = self._run
+    for title, figure in run.task.figures(totals).items():
+      self._reports.write_figure(epoch, title, figure)
+    pictures, embeddings, labels = inspection.inspect(
+      run.data,
+      self._steps,
+      run.task,
+      run.seed(schema.VALIDATION),
+      at_a_time=run.replica_batch // self._progress.accumulation,
+      most=_EXAMPLES_IN_PROJECTOR,
     )
-    batch = next(iter(dataset))
-    seed = step_lib.stream_seed(
-      self._settings.seed, step_lib.VALIDATION_STREAM, 0
+    self._reports.write_slices(
+      epoch,
+      {title: one[:_EXAMPLES_IN_PICTURE] for title, one in pictures.items()},
     )
-    return self._steps.draw_pictures(batch, seed)
-
-
-class _Sums:
-  """Adds up the losses of steps without waiting for the device."""
-
-  def __init__(self, initial: Mapping[str, float] | None = None):
-    self._totals = {
-      name: tf.constant(value, tf.float64)
-      for name, value in (initial or {}).items()
-    }
-
-  def add(self, values: Mapping[str, tf.Tensor]) -> None:
-    for name, value in values.items():
-      value = tf.cast(value, tf.float64)
-      self._totals[name] = self._totals.get(name, 0.0) + value
-
-  def values(self) -> dict[str, float]:
-    return {name: float(total) for name, total in self._totals.items()}
+    if embeddings is not None:
+      self._reports.write_projector(
+        embeddings, labels, next(iter(pictures.values()))
+      )
 
 
 def _epoch_line(epoch, trained, validated, speed) -> str:

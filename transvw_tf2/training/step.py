@@ -17,6 +17,8 @@ AUTO = 'auto'
 _NETWORK = 'network'
 _PERTURB = 'perturb'
 _NOTHING = 'nothing'
+# In a batch: what the model sees, where the input pipeline has made it.
+INPUTS = 'inputs'
 
 # The two streams of random numbers of a run.
 TRAIN_STREAM = 0
@@ -114,6 +116,7 @@ class Steps:
     optimizer: keras.optimizers.Optimizer,
     task,
     batch_size: int,
+    accumulation: int = 1,
     jit_compile: bool | str = AUTO,
   ):
     """Initialises the steps.
@@ -121,16 +124,25 @@ class Steps:
     Args:
       strategy: of the run.
       model: built in the strategy's scope.
-      optimizer: built on the model's variables in the same scope.
-      task: see tasks.
+      optimizer: built on the model's variables in the same scope; with a
+        keras.optimizers.LossScaleOptimizer losses are scaled.
+      task: see tasks.Task.
       batch_size: examples per step over all replicas.
+      accumulation: parts into which the batch of a replica is divided, one
+        after the other through the network, for one update. Batch norm takes
+        its statistics from a part.
       jit_compile: see compiled_part.
+
+    Raises:
+      UserError: the batch of a replica cannot be divided so.
     """
     self._strategy = strategy
     self._model = model
     self._optimizer = optimizer
     self._task = task
     self._batch_size = batch_size
+    self._accumulation = accumulation
+    check_accumulation(batch_size, strategy.num_replicas_in_sync, accumulation)
     part = compiled_part(jit_compile, devices.uses_gpu(strategy))
     # A compiled network has the perturbation inside the same program.
     self._make_inputs = tf.function(
@@ -143,7 +155,11 @@ class Steps:
       self._gradients = tf.function(self._gradients_of, jit_compile=True)
       self._evaluate = tf.function(self._evaluation_of, jit_compile=True)
     self._variables = [v.value for v in model.trainable_variables]
+    self._scales_loss = isinstance(
+      optimizer, keras.optimizers.LossScaleOptimizer
+    )
     self.train = tf.function(self._train)
+    self.train_several = tf.function(self._train_several)
     self.evaluate = tf.function(self._validate)
     self.average_statistics = tf.function(self._average_statistics)
 
@@ -159,14 +175,41 @@ class Steps:
     """
 
     def replica_step(batch, seed):
-      gradients, sums = self._gradients(batch, seed)
+      scale = tf.constant(1.0)
+      if self._scales_loss:
+        scale = self._optimizer.scale_loss(scale)
+      gradients, sums = self._add_up_parts(self._gradients, batch, seed, scale)
+      if self._scales_loss:
+        gradients = _agree_on_finite(gradients)
       self._optimizer.apply_gradients(
         zip(gradients, self._model.trainable_variables, strict=True)
       )
       return sums
 
-    sums = self._add_up(replica_step, batch, seed)
+    sums = self._add_up_replicas(replica_step, batch, seed)
     return {name: value / self._batch_size for name, value in sums.items()}
+
+  def _train_several(self, batches, seed, count):
+    """Updates the weights `count` times in one call.
+
+    Args:
+      batches: iterator of the distributed data set.
+      seed: int32 (2,), of the epoch.
+      count: int32 (), steps.
+
+    Returns:
+      dict of float32 (count,): what `train` returns for each step.
+    """
+    values = {
+      name: tf.TensorArray(tf.float32, size=count)
+      for name in self._task.metrics
+    }
+    for step in tf.range(count):
+      means = self._train(next(batches), seed)
+      values = {
+        name: array.write(step, means[name]) for name, array in values.items()
+      }
+    return {name: array.stack() for name, array in values.items()}
 
   def _validate(self, batch, seed):
     """Returns sums over the global batch, padding left out.
@@ -176,22 +219,23 @@ class Steps:
       seed: int32 (2,).
 
     Returns:
-      dict of float32 (): sums of the task's losses, and `weight`, the number
-      of examples.
+      dict of float32: sums () of the task's losses, its totals, and `weight`,
+      the number of examples.
     """
 
     def replica_step(batch, seed):
       # Not handed to the strategy itself: it would pull all replicas into the
       # one XLA program.
-      return self._evaluate(batch, seed)
+      return self._add_up_parts(self._evaluate, batch, seed)
 
-    return self._add_up(replica_step, batch, seed)
+    return self._add_up_replicas(replica_step, batch, seed)
 
   def _average_statistics(self):
     """Sets moving statistics to their mean over the replicas.
 
     Replicas that normalise for themselves drift apart, but a checkpoint holds
-    one copy.
+    one copy. The moving averages are linear, so that it makes no difference
+    how often they are averaged.
     """
 
     def average():
@@ -205,22 +249,42 @@ class Steps:
 
     self._strategy.run(average)
 
-  def draw_pictures(self, batch, seed):
-    """Runs the model on a batch, for pictures.
+  def inspect(self, batch, seed):
+    """Runs the model on a batch, to look at.
 
     Args:
       batch: one element of an undistributed data set.
       seed: int32 (2,).
 
     Returns:
-      float32 NumPy arrays (B, X, Y, Z, 1) by title, as the task says.
+      Pictures, float32 NumPy arrays (B, X, Y, Z, 1) by title as the task says;
+      and the embedding, float32 (B, D), or None.
     """
     inputs = self._make_inputs(batch, seed)
     outputs = self._model(inputs, training=False)
     pictures = self._task.pictures(outputs, batch, inputs)
-    return {title: np.asarray(one) for title, one in pictures.items()}
+    embedding = self._task.embedding(outputs)
+    return (
+      {title: np.asarray(one) for title, one in pictures.items()},
+      None if embedding is None else np.asarray(embedding),
+    )
 
-  def _add_up(self, function, batch, seed):
+  def _add_up_parts(self, function, batch, seed, *arguments):
+    """Calls a function on the parts of a replica's batch; adds the results."""
+    if self._accumulation == 1:
+      return function(batch, seed, *arguments)
+    total = None
+    for part in _divide(batch, self._accumulation):
+      # One after the other, or all would be in memory together.
+      with tf.control_dependencies(tf.nest.flatten(total) if total else []):
+        result = function(part, seed, *arguments)
+      if total is None:
+        total = result
+      else:
+        total = tf.nest.map_structure(tf.add, total, result)
+    return total
+
+  def _add_up_replicas(self, function, batch, seed):
     sums = self._strategy.run(function, args=(batch, seed))
     return {
       name: self._strategy.reduce(tf.distribute.ReduceOp.SUM, value, axis=None)
@@ -229,19 +293,19 @@ class Steps:
 
   def _inputs_of(self, batch, seed):
     """Returns what the model sees of a batch."""
-    return self._task.make_inputs(batch, example_seeds(seed, batch['index']))
+    return make_inputs(self._task, batch, seed)
 
-  def _gradients_of(self, batch, seed):
-    """Returns gradients and sums of the losses on one replica."""
+  def _gradients_of(self, batch, seed, scale):
+    """Returns scaled gradients and sums of the losses on one replica."""
     inputs = self._make_inputs(batch, seed)
     with tf.GradientTape() as tape:
       outputs = self._model(inputs, training=True)
       losses = self._task.losses(outputs, batch, inputs)
       # Divided by the *global* batch: the optimizer adds up the replicas.
-      loss = tf.reduce_sum(losses['loss']) / self._batch_size
+      loss = tf.reduce_sum(losses['loss']) / self._batch_size * scale
     gradients = tape.gradient(loss, self._variables)
     return gradients, {
-      name: tf.reduce_sum(value) for name, value in losses.items()
+      name: tf.reduce_sum(losses[name]) for name in self._task.metrics
     }
 
   def _evaluation_of(self, batch, seed):
@@ -251,6 +315,56 @@ class Steps:
     losses = self._task.losses(outputs, batch, inputs)
     weight = batch['weight']
     sums = {
-      name: tf.reduce_sum(weight * value) for name, value in losses.items()
+      name: tf.reduce_sum(weight * losses[name]) for name in self._task.metrics
     }
-    return {**sums, 'weight': tf.reduce_sum(weight)}
+    totals = self._task.totals(outputs, batch)
+    return {**sums, **totals, 'weight': tf.reduce_sum(weight)}
+
+
+def make_inputs(task, batch, seed):
+  """Returns what the model sees of a batch, unless it is there already.
+
+  Args:
+    task: see tasks.Task.
+    batch: of the input pipeline.
+    seed: int32 (2,), of the epoch.
+  """
+  if INPUTS in batch:
+    return batch[INPUTS]
+  return task.make_inputs(batch, example_seeds(seed, batch['index']))
+
+
+def check_accumulation(
+  batch_size: int, replicas: int, accumulation: int
+) -> None:
+  """Raises UserError unless a replica's batch splits into so many parts."""
+  of_replica = batch_size // replicas
+  if accumulation < 1 or of_replica % accumulation:
+    raise errors.UserError(
+      f'train.accumulation is {accumulation}, wanted a divisor of the'
+      f' {of_replica} examples of a replica: change train.accumulation or'
+      ' train.batch_size'
+    )
+
+
+def _divide(batch, parts):
+  """Yields equal parts of a batch, a dict of tensors (B, ...)."""
+  split = {name: tf.split(value, parts) for name, value in batch.items()}
+  for part in range(parts):
+    yield {name: pieces[part] for name, pieces in split.items()}
+
+
+def _agree_on_finite(gradients):
+  """Makes gradients NaN on all replicas where they are not finite on one.
+
+  Keras' LossScaleOptimizer looks only at the gradients of the first replica,
+  before they are added up, to decide for all whether the step is skipped.
+  """
+  finite = tf.reduce_all(
+    [tf.reduce_all(tf.math.is_finite(one)) for one in gradients]
+  )
+  nan_if_not = tf.where(finite, 0.0, float('nan'))
+  nan_if_not = tf.distribute.get_replica_context().all_reduce(
+    tf.distribute.ReduceOp.SUM, nan_if_not
+  )
+  return [gradients[0] + nan_if_not, *gradients[1:]]

@@ -1,23 +1,15 @@
 """What is trained: a task makes its model, its input and its losses.
 
-The step and the loop know nothing of words or restoration. A task has
-
-  features: what it reads of a data set, see input_pipeline.Data
-  prepare(data): called once, before anything below, with the opened data
-  build_model(synchronized_batch_norm) -> keras.Model, not yet built
-  describe() -> dict of JSON values that must not change within a run
-  make_inputs(batch, seeds) -> what the model sees, from a seed per example
-  losses(outputs, batch, inputs) -> dict of float32 (B,), `loss` among them
-  pictures(outputs, batch, inputs) -> dict of float32 (B, X, Y, Z, 1) by title
-
-and every entry of the losses is averaged over the examples and logged.
+The step and the loop know nothing of words or restoration.
 """
 
 from collections.abc import Callable
+from collections.abc import Mapping
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 
 import gin
 import keras
+import matplotlib.figure
 import numpy as np
 import tensorflow as tf
 
@@ -26,6 +18,65 @@ from transvw_tf2 import models
 from transvw_tf2 import schema
 from transvw_tf2.perturb import perturb as perturb_lib
 from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import reports
+
+
+class Task:
+  """What the step and the loop ask of a task.
+
+  Attributes:
+    features: what it reads of a data set, see input_pipeline.Data.
+    metrics: names of what `losses` returns, `loss` among them.
+  """
+
+  features: tuple[str, ...]
+  metrics: tuple[str, ...]
+
+  def prepare(self, data: input_pipeline.Data) -> None:
+    """Takes the opened data; called once, before anything below."""
+
+  def build_model(
+    self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
+  ) -> keras.Model:
+    """Returns the network, not yet built, of a Keras dtype policy."""
+    raise NotImplementedError
+
+  def describe(self) -> dict:
+    """Returns JSON values that must not change within a run."""
+    return {}
+
+  def make_inputs(self, batch, seeds):
+    """Returns what the model sees of a batch, from int32 (B, 2) seeds."""
+    raise NotImplementedError
+
+  def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns float32 (B,) by metric, to be averaged over the examples."""
+    raise NotImplementedError
+
+  def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
+    """Returns what else is summed over validation, weighted by `weight`."""
+    del outputs, batch
+    return {}
+
+  def figures(
+    self, totals: Mapping[str, np.ndarray]
+  ) -> dict[str, matplotlib.figure.Figure]:
+    """Draws the totals of validation, by title."""
+    del totals
+    return {}
+
+  def pictures(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns float32 (B, X, Y, Z, 1) by title."""
+    raise NotImplementedError
+
+  def embedding(self, outputs) -> tf.Tensor | None:
+    """Returns float32 (B, D) that the embedding projector shows, if any."""
+    del outputs
+    return None
+
+  def labels(self, batch) -> list[str]:
+    """Returns the name of each example in the embedding projector."""
+    return [str(index) for index in np.asarray(batch['index'])]
 
 
 @gin.configurable('perturb', module='tasks')
@@ -37,15 +88,77 @@ def make_perturb(**settings) -> perturb_lib.Perturb:
     raise errors.UserError(f'perturb: {error}') from error
 
 
+class _CubeTask(Task):
+  """A task on perturbed cubes."""
+
+  def __init__(
+    self,
+    model: Callable[..., keras.Model],
+    perturb: Callable[[], perturb_lib.Perturb],
+  ):
+    self._model = model
+    self._perturb = perturb()
+
+  def make_inputs(self, batch, seeds):
+    """Perturbs the cubes of a batch by int32 (B, 2) seeds."""
+    return self._perturb(batch['cube'], seeds)
+
+
+class _WordTask(_CubeTask):
+  """A task that names words; `words` of the model are their probabilities."""
+
+  features = input_pipeline.CUBES_AND_WORDS
+
+  def prepare(self, data: input_pipeline.Data) -> None:
+    """Takes the words of the data set."""
+    self._words = data.words
+
+  def build_model(
+    self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
+  ) -> keras.Model:
+    """Returns the network for the words of the data, not yet built."""
+    return _build(
+      self._model,
+      num_words=len(self._words),
+      synchronized_batch_norm=synchronized_batch_norm,
+      dtype=dtype,
+    )
+
+  def describe(self) -> dict:
+    """Returns the names of the words."""
+    return {'words': self._words}
+
+  def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
+    """Returns `confusion`, float32 (C, C): true word, named word."""
+    count = len(self._words)
+    true = tf.one_hot(batch['word'], count) * batch['weight'][:, tf.newaxis]
+    named = tf.one_hot(tf.argmax(outputs['words'], axis=-1), count)
+    return {'confusion': tf.matmul(true, named, transpose_a=True)}
+
+  def figures(self, totals):
+    """Draws which words are taken for which."""
+    return {
+      'confusion': reports.draw_confusion(totals['confusion'], self._words)
+    }
+
+  def embedding(self, outputs) -> tf.Tensor:
+    """Returns float32 (B, embedding size of the network)."""
+    return outputs['embedding']
+
+  def labels(self, batch) -> list[str]:
+    """Returns the names of the words."""
+    return [self._words[word] for word in np.asarray(batch['word'])]
+
+
 @gin.configurable(module='tasks')
-class Pretrain:
+class Pretrain(_WordTask):
   """Restores a perturbed cube and names its word (TransVW, section III).
 
   loss = restoration_weight * MSE + word_weight * cross-entropy of the word's
   softmax probability, both plain means.
   """
 
-  features = input_pipeline.CUBES_AND_WORDS
+  metrics = ('loss', 'mse', 'cross_entropy', 'accuracy', 'perturbed_mse')
 
   def __init__(
     self,
@@ -57,7 +170,8 @@ class Pretrain:
     """Initialises the task.
 
     Args:
-      model: makes the network from num_words and synchronized_batch_norm.
+      model: makes the network from num_words, synchronized_batch_norm and
+        dtype.
       perturb: makes the perturbation, a layer called with cubes and seeds.
       restoration_weight: weight of the mean squared error.
       word_weight: weight of the cross-entropy.
@@ -69,30 +183,9 @@ class Pretrain:
         f'restoration_weight is {restoration_weight} and word_weight '
         f'{word_weight}, wanted neither negative and not both 0'
       )
-    self._model = model
-    self._perturb = perturb()
+    super().__init__(model, perturb)
     self._restoration_weight = restoration_weight
     self._word_weight = word_weight
-
-  def prepare(self, data: input_pipeline.Data) -> None:
-    """Takes the words of the data set."""
-    self._words = data.words
-
-  def build_model(self, synchronized_batch_norm: bool = False) -> keras.Model:
-    """Returns the network for the words of the data, not yet built."""
-    return _build(
-      self._model,
-      num_words=len(self._words),
-      synchronized_batch_norm=synchronized_batch_norm,
-    )
-
-  def describe(self) -> dict:
-    """Returns the names of the words."""
-    return {'words': self._words}
-
-  def make_inputs(self, batch, seeds):
-    """Perturbs the cubes of a batch by int32 (B, 2) seeds."""
-    return self._perturb(batch['cube'], seeds)
 
   def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
     """Returns losses and metrics of each cube.
@@ -107,44 +200,110 @@ class Pretrain:
       dict of float32 (B,): `loss`, `mse`, `cross_entropy`, `accuracy` (0 or 1)
       and `perturbed_mse`, the MSE of returning the input, to be beaten.
     """
-    mse = _mean_squared_error(outputs['restored'], batch['cube'])
-    cross_entropy = keras.losses.sparse_categorical_crossentropy(
-      batch['word'], outputs['words']
+    restoration = _restoration_losses(outputs['restored'], batch, inputs)
+    naming = _word_losses(outputs['words'], batch)
+    loss = (
+      self._restoration_weight * restoration['mse']
+      + self._word_weight * naming['cross_entropy']
     )
-    named = tf.argmax(outputs['words'], axis=-1, output_type=tf.int32)
-    return {
-      'loss': (
-        self._restoration_weight * mse + self._word_weight * cross_entropy
-      ),
-      'mse': mse,
-      'cross_entropy': cross_entropy,
-      'accuracy': tf.cast(named == batch['word'], tf.float32),
-      'perturbed_mse': _mean_squared_error(inputs, batch['cube']),
-    }
+    return {'loss': loss, **restoration, **naming}
 
   def pictures(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
     """Returns what a picture of some cubes shows."""
-    return {
-      'original': batch['cube'],
-      'perturbed': inputs,
-      'restored': outputs['restored'],
-    }
+    return _restoration_pictures(outputs['restored'], batch, inputs)
 
 
 @gin.configurable(module='tasks')
-class Autoencoder:
+class NameWords(_WordTask):
+  """Names the word of a perturbed cube; nothing is restored.
+
+  loss = cross-entropy. The first of the published stages.
+  """
+
+  metrics = ('loss', 'cross_entropy', 'accuracy')
+
+  def __init__(
+    self,
+    model: Callable[..., keras.Model] = models.build_word_classifier,
+    perturb: Callable[[], perturb_lib.Perturb] = make_perturb,
+  ):
+    """Initialises the task.
+
+    Args:
+      model: makes the network from num_words, synchronized_batch_norm and
+        dtype: the encoder with a dense layer, or a whole Y-Net.
+      perturb: makes the perturbation, a layer called with cubes and seeds.
+    """
+    super().__init__(model, perturb)
+
+  def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns float32 (B,) `loss` and `cross_entropy`, and `accuracy`."""
+    del inputs
+    naming = _word_losses(outputs['words'], batch)
+    return {'loss': naming['cross_entropy'], **naming}
+
+  def pictures(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns what a picture of some cubes shows."""
+    del outputs
+    return {'original': batch['cube'], 'perturbed': inputs}
+
+
+@gin.configurable(module='tasks')
+class Restore(_CubeTask):
+  """Restores a perturbed cube; its word is not read (Models Genesis).
+
+  loss = MSE.
+  """
+
+  features = ('cube',)
+  metrics = ('loss', 'mse', 'perturbed_mse')
+
+  def __init__(
+    self,
+    model: Callable[..., keras.Model] = models.build_unet3d,
+    perturb: Callable[[], perturb_lib.Perturb] = make_perturb,
+  ):
+    """Initialises the task.
+
+    Args:
+      model: makes the network from synchronized_batch_norm and dtype.
+      perturb: makes the perturbation, a layer called with cubes and seeds.
+    """
+    super().__init__(model, perturb)
+
+  def build_model(
+    self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
+  ) -> keras.Model:
+    """Returns the network, not yet built."""
+    return _build(
+      self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
+    )
+
+  def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns float32 (B,) `loss` and `mse`, and `perturbed_mse`."""
+    restoration = _restoration_losses(outputs, batch, inputs)
+    return {'loss': restoration['mse'], **restoration}
+
+  def pictures(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
+    """Returns what a picture of some cubes shows."""
+    return _restoration_pictures(outputs, batch, inputs)
+
+
+@gin.configurable(module='tasks')
+class Autoencoder(Task):
   """Restores a whole scan from its thumbnail (TransVW, section III-A).
 
   loss = MSE. Its encoder describes scans, so that similar ones are found.
   """
 
   features = input_pipeline.THUMBNAILS
+  metrics = ('loss', 'mse', 'mean_mse')
 
   def __init__(self, model: Callable[..., keras.Model] = models.build_unet3d):
     """Initialises the task.
 
     Args:
-      model: makes the network from synchronized_batch_norm.
+      model: makes the network from synchronized_batch_norm and dtype.
     """
     self._model = model
 
@@ -156,13 +315,13 @@ class Autoencoder:
     mean = schema.scale_hu(total / data.size(schema.TRAIN))
     self._mean = tf.constant(mean[..., np.newaxis], tf.float32)
 
-  def build_model(self, synchronized_batch_norm: bool = False) -> keras.Model:
+  def build_model(
+    self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
+  ) -> keras.Model:
     """Returns the network, not yet built."""
-    return _build(self._model, synchronized_batch_norm=synchronized_batch_norm)
-
-  def describe(self) -> dict:
-    """Returns nothing: the model and the data say all."""
-    return {}
+    return _build(
+      self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
+    )
 
   def make_inputs(self, batch, seeds):
     """Returns the thumbnails of a batch as they are."""
@@ -200,6 +359,31 @@ def _build(model, **settings) -> keras.Model:
     return model(**settings)
   except ValueError as error:
     raise errors.UserError(f'model: {error}') from error
+
+
+def _restoration_losses(restored, batch, inputs):
+  return {
+    'mse': _mean_squared_error(restored, batch['cube']),
+    'perturbed_mse': _mean_squared_error(inputs, batch['cube']),
+  }
+
+
+def _restoration_pictures(restored, batch, inputs):
+  return {
+    'original': batch['cube'],
+    'perturbed': inputs,
+    'restored': restored,
+  }
+
+
+def _word_losses(probabilities, batch):
+  named = tf.argmax(probabilities, axis=-1, output_type=tf.int32)
+  return {
+    'cross_entropy': keras.losses.sparse_categorical_crossentropy(
+      batch['word'], probabilities
+    ),
+    'accuracy': tf.cast(named == batch['word'], tf.float32),
+  }
 
 
 def _mean_squared_error(first, second):

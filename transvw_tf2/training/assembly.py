@@ -1,0 +1,198 @@
+"""Makes what a run consists of: data, model, optimizer, checkpoints."""
+
+import dataclasses
+import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+import os
+
+import gin
+import keras
+import tensorflow as tf
+
+from transvw_tf2 import errors
+from transvw_tf2 import schema
+from transvw_tf2.training import checkpoints
+from transvw_tf2.training import devices
+from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import settings as settings_lib
+from transvw_tf2.training import step as step_lib
+from transvw_tf2.training import tasks
+
+OPERATIVE_CONFIG_FILE = 'operative_config.gin'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """What a run consists of.
+
+  Attributes:
+    workdir: its folder.
+    strategy: its devices.
+    settings: of the run.
+    is_chief: whether this process writes the results.
+    task: what is trained.
+    data: what it is trained on.
+    num_steps: steps in an epoch, by split.
+    model: built, in the strategy's scope.
+    optimizer: built on the model's variables.
+    schedule: of the learning rate.
+    early_stopping: ends the run.
+    own_statistics: whether each replica normalises for itself.
+    progress: how far it is.
+    checkpoints: of all that changes.
+  """
+
+  workdir: str
+  strategy: tf.distribute.Strategy
+  settings: settings_lib.Settings
+  is_chief: bool
+  task: tasks.Task
+  data: input_pipeline.Data
+  num_steps: dict[str, int]
+  model: keras.Model
+  optimizer: keras.optimizers.Optimizer
+  schedule: tf.Module
+  early_stopping: tf.Module
+  own_statistics: bool
+  progress: checkpoints.Progress
+  checkpoints: checkpoints.Checkpoints
+
+  @property
+  def replica_batch(self) -> int:
+    """Examples per step on one replica."""
+    return self.settings.batch_size // self.strategy.num_replicas_in_sync
+
+  def make_steps(self) -> step_lib.Steps:
+    """Returns the steps, with the accumulation of the progress."""
+    return step_lib.Steps(
+      strategy=self.strategy,
+      model=self.model,
+      optimizer=self.optimizer,
+      task=self.task,
+      batch_size=self.settings.batch_size,
+      accumulation=self.progress.accumulation,
+      jit_compile=self.settings.jit_compile,
+    )
+
+  def seed(self, split: str, epoch: int = 0) -> tf.Tensor:
+    """Returns the int32 (2,) seed of an epoch; validation's is always 0."""
+    if split == schema.TRAIN:
+      stream = step_lib.TRAIN_STREAM
+    else:
+      stream, epoch = step_lib.VALIDATION_STREAM, 0
+    return step_lib.stream_seed(self.settings.seed, stream, epoch)
+
+
+def assemble(
+  workdir: str,
+  strategy: tf.distribute.Strategy,
+  settings: settings_lib.Settings,
+) -> Run:
+  """Makes a run, and its folder with the description of it.
+
+  Args:
+    workdir: folder of the run; made if it is missing.
+    strategy: from `devices.make_strategy`.
+    settings: of the run.
+
+  Raises:
+    UserError: a setting or the data set is wrong, or the workdir belongs to
+      another run.
+  """
+  replicas = strategy.num_replicas_in_sync
+  devices.check_batch_size(settings.batch_size, replicas)
+  step_lib.check_accumulation(
+    settings.batch_size, replicas, settings.accumulation
+  )
+  devices.check_precision(settings.precision, strategy)
+  synchronized = step_lib.resolve_batch_norm(
+    strategy, settings.jit_compile, settings.synchronized_batch_norm
+  )
+  # Same seed, same initial weights.
+  keras.utils.set_random_seed(settings.seed)
+  with strategy.scope():
+    task = settings.task()
+  data = input_pipeline.open_data(settings.data_dir, task.features)
+  num_steps = {
+    split: input_pipeline.steps_per_epoch(data, split, settings.batch_size)
+    for split in (schema.TRAIN, schema.VALIDATION)
+  }
+  task.prepare(data)
+  with strategy.scope():
+    model = task.build_model(synchronized, settings.dtype_policy)
+    _call_once(model, data)
+    optimizer = _make_optimizer(model, settings)
+  is_chief = devices.is_chief(strategy)
+  if is_chief:
+    _describe(workdir, settings, task, data)
+  state = {
+    'optimizer': optimizer,
+    'schedule': settings.schedule(),
+    'early_stopping': settings.early_stopping(),
+  }
+  progress = checkpoints.Progress()
+  return Run(
+    workdir=workdir,
+    strategy=strategy,
+    settings=settings,
+    is_chief=is_chief,
+    task=task,
+    data=data,
+    num_steps=num_steps,
+    model=model,
+    own_statistics=replicas > 1 and not synchronized,
+    progress=progress,
+    checkpoints=checkpoints.Checkpoints(
+      workdir,
+      model=model,
+      progress=progress,
+      keep=settings.keep_checkpoints,
+      worker=None if is_chief else devices.worker_name(strategy),
+      **state,
+    ),
+    **state,
+  )
+
+
+def _call_once(model, data):
+  # Called, not only built: layers may make variables in their first call.
+  try:
+    model(tf.zeros((1, *data.shape, 1)))
+  except ValueError as error:
+    raise errors.UserError(
+      f'data set {data.data_dir} does not fit the model: {error}'
+    ) from error
+
+
+def _make_optimizer(model, settings):
+  optimizer = keras.optimizers.Adam(settings.learning_rate, epsilon=1e-7)
+  if settings.precision == 'float16':
+    optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+  # On variables that exist: it could not make its own inside a step.
+  optimizer.build(model.trainable_variables)
+  return optimizer
+
+
+def _describe(workdir, settings, task, data):
+  """Writes what the run is, or refuses the workdir of another run."""
+  # Unsynchronised and in float32, so that a run can go on with other devices
+  # and what is exported computes in float32.
+  model = keras.saving.serialize_keras_object(task.build_model(False))
+  os.makedirs(workdir, exist_ok=True)
+  checkpoints.write_description(
+    workdir,
+    {
+      'task': type(task).__name__,
+      'model': model,
+      **task.describe(),
+      'volume': data.volume,
+      'shape': data.shape,
+      'examples': data.sizes,
+      'batch_size': settings.batch_size,
+      'accumulation': settings.accumulation,
+      'precision': settings.precision,
+      'seed': settings.seed,
+    },
+  )
+  path = os.path.join(workdir, OPERATIVE_CONFIG_FILE)
+  with open(path, 'w', encoding='utf-8') as file:
+    file.write(gin.operative_config_str())

@@ -1,0 +1,96 @@
+"""Starts a network from the weights of another.
+
+Networks share parts (encoder, decoder, head); their layers have the same names
+in all of them, those of the official weights.
+"""
+
+import os
+
+import keras
+
+from transvw_tf2 import errors
+from transvw_tf2.models import blocks
+from transvw_tf2.training import checkpoints
+
+_ENCODER = 'encoder'
+_SUFFIX = '.keras'
+
+
+def start_from(model: keras.Model, source: str) -> str:
+  """Copies the parts that both networks have in the same shape.
+
+  The encoder has to fit; a decoder or head that does not fit, or is not there,
+  stays as it is. A part is copied as a whole or not at all.
+
+  Args:
+    model: built; gets the weights.
+    source: folder of a run, whose best checkpoint is taken, or a file that
+      `keras.Model.save` wrote (.keras).
+
+  Returns:
+    What was copied and what was not, for people.
+
+  Raises:
+    UserError: no such weights, or the encoder does not fit.
+  """
+  parts = _load(source).parts
+  copied, new = [], []
+  for name, layers in model.parts.items():
+    problem = _copy(parts[name], layers) if name in parts else 'not there'
+    if problem and name == _ENCODER:
+      raise errors.UserError(
+        f'train.start_from {source}: the encoder does not fit ({problem}): set'
+        ' the base_filters and depth of that network'
+      )
+    if problem:
+      new.append(f'{name} ({problem})')
+    else:
+      copied.append(name)
+  left = f'; new: {", ".join(new)}' if new else ''
+  return f'starting from {source}: {", ".join(copied)}{left}'
+
+
+def _load(source: str) -> keras.Model:
+  if not source.endswith(_SUFFIX):
+    model, _ = checkpoints.load_model(source)
+    return model
+  if not os.path.isfile(source):
+    raise errors.UserError(f'train.start_from: no file {source}')
+  try:
+    model = keras.saving.load_model(source, compile=False)
+  except Exception as error:  # Keras raises many kinds for a broken file
+    raise errors.UserError(
+      f'train.start_from: {source} cannot be loaded'
+      f' ({" ".join(str(error).split())[:200]}): wanted a network of this'
+      ' package, saved by keras.Model.save'
+    ) from error
+  if not hasattr(model, 'parts'):
+    raise errors.UserError(
+      f'train.start_from: {source} holds a {type(model).__name__}, wanted a'
+      ' network of transvw_tf2.models'
+    )
+  return model
+
+
+def _copy(sources, targets) -> str:
+  """Copies the weights of a part; returns why not, if so."""
+  source, target = _named_layers(sources), _named_layers(targets)
+  if set(source) != set(target):
+    return f'other layers: {", ".join(sorted(set(source) ^ set(target))[:3])}'
+  for name, layer in target.items():
+    here = [tuple(one.shape) for one in layer.weights]
+    there = [tuple(one.shape) for one in source[name].weights]
+    if here != there:
+      return f'{name} is {there[0]} there, {here[0]} here'
+  for name, layer in target.items():
+    layer.set_weights(source[name].get_weights())
+  return ''
+
+
+def _named_layers(layers) -> dict[str, keras.layers.Layer]:
+  """Returns the layers with weights at or below `layers`, by name."""
+  found = {}
+  for layer in layers:
+    below = blocks.weight_layers(layer)
+    found.update(below or {layer.name: layer})
+  return found

@@ -1,0 +1,98 @@
+"""Settings of a training run, `train` in gin files."""
+
+from collections.abc import Callable
+import dataclasses
+import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+
+import gin
+import tensorflow as tf
+
+from transvw_tf2 import errors
+from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import schedules
+from transvw_tf2.training import step
+from transvw_tf2.training import tasks
+
+# Keras dtype policies by what people call them.
+PRECISIONS = {
+  'float32': 'float32',
+  'bfloat16': 'mixed_bfloat16',
+  'float16': 'mixed_float16',
+}
+_COUNTS = (
+  *('epochs', 'accumulation', 'steps_per_call', 'checkpoint_steps'),
+  *('keep_checkpoints', 'picture_epochs'),
+)
+
+
+@gin.configurable('train', module='training')
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a run, `train` in gin files; the defaults are the paper's.
+
+  Attributes:
+    data_dir: a built data set, see `input_pipeline.find_data_dir`.
+    task: makes the task.
+    start_from: earlier run or file whose weights the network begins with, see
+      `initial_weights.start_from`; empty for random ones.
+    batch_size: examples per step over all replicas of all workers.
+    accumulation: parts into which the batch of a replica is divided for less
+      memory, see `step.Steps`. Doubled by itself where memory is short.
+    epochs: at most so many.
+    learning_rate: of Adam, at the beginning.
+    schedule: makes what changes the learning rate.
+    early_stopping: makes what ends the run.
+    seed: decides weights, order of the examples and perturbations.
+    precision: 'float32'; 'bfloat16' or 'float16' compute in that type, with
+      weights and losses in float32; float16 scales the loss.
+    jit_compile: see `step.compiled_part`.
+    synchronized_batch_norm: see `step.resolve_batch_norm`.
+    steps_per_call: steps that run on the device without coming back to Python.
+    inputs_in_pipeline: whether the input pipeline, on the CPU, makes what the
+      model sees, such as perturbed cubes, rather than the step on its device.
+    shuffle_buffer: see `input_pipeline.make_dataset`.
+    interleave: shards that are read at once.
+    cache: 'memory' keeps the examples, as they are on disk, in the memory of
+      each worker after the first epoch.
+    checkpoint_steps: steps between checkpoints within an epoch.
+    keep_checkpoints: latest checkpoints kept.
+    picture_epochs: epochs between pictures in TensorBoard.
+  """
+
+  data_dir: str = ''
+  task: Callable[[], tasks.Task] = tasks.Pretrain
+  start_from: str = ''
+  batch_size: int = 8
+  accumulation: int = 1
+  epochs: int = 10000
+  learning_rate: float = 1e-3
+  schedule: Callable[[], tf.Module] = schedules.ReduceOnPlateau
+  early_stopping: Callable[[], tf.Module] = schedules.EarlyStopping
+  seed: int = 1
+  precision: str = 'float32'
+  jit_compile: bool | str = step.AUTO
+  synchronized_batch_norm: bool | None = None
+  steps_per_call: int = 1
+  inputs_in_pipeline: bool = False
+  shuffle_buffer: int = 1024
+  interleave: int = input_pipeline.INTERLEAVE
+  cache: str | None = None
+  checkpoint_steps: int = 1000
+  keep_checkpoints: int = 3
+  picture_epochs: int = 1
+
+  def __post_init__(self):
+    for name in _COUNTS:
+      value = getattr(self, name)
+      if value < 1:
+        raise errors.UserError(f'train.{name} is {value}, wanted at least 1')
+    if self.precision not in PRECISIONS:
+      raise errors.UserError(
+        f'train.precision is {self.precision!r}, wanted one of'
+        f' {", ".join(PRECISIONS)}'
+      )
+
+  @property
+  def dtype_policy(self) -> str:
+    """Keras' name of the precision."""
+    return PRECISIONS[self.precision]
