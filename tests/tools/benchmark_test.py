@@ -200,9 +200,8 @@ def test_the_command_measures_memory():
 def test_wrong_commands_end_in_one_line():
   done = _run('cubs')
   assert done.returncode == 1
-  assert done.stderr == (
-    "error: no benchmark 'cubs'; known are cubes, cubes_memory, cubes_ours\n"
-  )
+  (line,) = done.stderr.splitlines()
+  assert line.startswith("error: no benchmark 'cubs'; known are cubes, ")
   done = _run()
   assert done.returncode == 1
   assert done.stderr.startswith('error: wanted one name of a benchmark, got no')

@@ -26,7 +26,6 @@ from transvw_tf2.training import interruption
 from transvw_tf2.training import loss_sums
 from transvw_tf2.training import reports
 from transvw_tf2.training import settings as settings_lib
-from transvw_tf2.training import step as step_lib
 from transvw_tf2.training import summary
 
 _EXAMPLES_IN_PICTURE = 4
@@ -324,22 +323,15 @@ class _Loop:
       interleave=settings.interleave,
       cache=settings.cache,
       skip_steps=skip_steps,
-      map_batch=self._adds_inputs(run.seed(split, epoch)),
+      map_batch=(
+        functools.partial(self._steps.add_inputs, seed=run.seed(split, epoch))
+        if settings.inputs_in_pipeline
+        else None
+      ),
     )
     return run.strategy.distribute_datasets_from_function(
       lambda context: make(input_context=context)
     )
-
-  def _adds_inputs(self, seed):
-    if not self._settings.inputs_in_pipeline:
-      return None
-    task = self._run.task
-
-    def add_inputs(batch):
-      inputs = step_lib.make_inputs(task, batch, seed)
-      return {**batch, step_lib.INPUTS: inputs}
-
-    return add_inputs
 
   def _draw(self, epoch, totals):
     """Writes pictures of some validation examples and of all of them."""

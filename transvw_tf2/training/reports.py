@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import contextlib
 import csv
 import glob
 import math
@@ -43,6 +44,8 @@ class Reports:
 
     Raises:
       UserError: history.csv is there but cannot be read.
+
+    Its methods raise OSError where they cannot write.
     """
     self._path = workdir and os.path.join(workdir, HISTORY_FILE)
     self._folder = workdir and os.path.join(workdir, _TENSORBOARD)
@@ -62,16 +65,14 @@ class Reports:
   def write_text(self, name: str, text: str) -> None:
     """Writes a text, as a block of code, to TensorBoard."""
     block = '\n'.join('    ' + line for line in text.splitlines())
-    with self._writer.as_default(step=self._complete_epochs):
+    with self._events(self._complete_epochs):
       tf.summary.text(name, block)
-    self._flush()
 
   def write_epoch(self, epoch: int, values: Mapping[str, float]) -> None:
     """Writes the numbers of an epoch, such as `train/loss`."""
-    with self._writer.as_default(step=epoch):
+    with self._events(epoch):
       for name, value in values.items():
         tf.summary.scalar(name, value)
-    self._flush()
     self.rows.append({'epoch': epoch, **values})
     if not self._path:
       return
@@ -96,9 +97,8 @@ class Reports:
     canvas = backend_agg.FigureCanvasAgg(figure)
     canvas.draw()
     picture = np.asarray(canvas.buffer_rgba())[np.newaxis, ..., :3]
-    with self._writer.as_default(step=epoch):
+    with self._events(epoch):
       tf.summary.image(title, picture)
-    self._flush()
 
   def write_projector(
     self,
@@ -151,9 +151,11 @@ class Reports:
       os.replace(os.path.join(new, name), os.path.join(folder, name))
     os.rmdir(new)
 
-  def _flush(self):
+  @contextlib.contextmanager
+  def _events(self, step):
     try:
-      self._writer.flush()
+      with self._writer.as_default(step=step):  # flushes at its end
+        yield
     except tf.errors.OpError as error:
       # As of any other file; a full disk is not a device without memory.
       raise OSError(' '.join(error.message.split())) from error

@@ -249,6 +249,15 @@ class Steps:
 
     self._strategy.run(average)
 
+  def add_inputs(self, batch, seed):
+    """Adds what the model sees to a batch, in the input pipeline.
+
+    Args:
+      batch: of the input pipeline.
+      seed: int32 (2,), of the epoch.
+    """
+    return {**batch, INPUTS: self._make_inputs(batch, seed)}
+
   def inspect(self, batch, seed):
     """Runs the model on a batch, to look at.
 
@@ -292,8 +301,10 @@ class Steps:
     }
 
   def _inputs_of(self, batch, seed):
-    """Returns what the model sees of a batch."""
-    return make_inputs(self._task, batch, seed)
+    """Returns what the model sees of a batch, unless it is there already."""
+    if INPUTS in batch:
+      return batch[INPUTS]
+    return self._task.make_inputs(batch, example_seeds(seed, batch['index']))
 
   def _gradients_of(self, batch, seed, scale):
     """Returns scaled gradients and sums of the losses on one replica."""
@@ -319,19 +330,6 @@ class Steps:
     }
     totals = self._task.totals(outputs, batch)
     return {**sums, **totals, 'weight': tf.reduce_sum(weight)}
-
-
-def make_inputs(task, batch, seed):
-  """Returns what the model sees of a batch, unless it is there already.
-
-  Args:
-    task: see tasks.Task.
-    batch: of the input pipeline.
-    seed: int32 (2,), of the epoch.
-  """
-  if INPUTS in batch:
-    return batch[INPUTS]
-  return task.make_inputs(batch, example_seeds(seed, batch['index']))
 
 
 def check_accumulation(
