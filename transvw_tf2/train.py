@@ -71,7 +71,8 @@ def main(argv):
   except interruption.Interrupted as stopped:
     print(stopped, file=sys.stderr)
     return interruption.EXIT_CODE
-  print(f'{len(rows)} epochs in {_WORKDIR.value}')
+  if devices.is_chief(strategy):
+    print(f'{len(rows)} epochs in {_WORKDIR.value}')
   return 0
 
 

@@ -1,6 +1,7 @@
 """history.csv, pictures and what TensorBoard reads."""
 
 import json
+import resource
 import types
 
 import numpy as np
@@ -138,6 +139,19 @@ def test_figure_is_in_the_events(tmp_path):
   assert tuple(picture.shape[:2]) == tuple(
     round(100 * inches) for inches in figure.get_size_inches()[::-1]
   )
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+  """And not TensorFlow's for a device without memory."""
+  written = reports.Reports(str(tmp_path), complete_epochs=0)
+  room = resource.getrlimit(resource.RLIMIT_FSIZE)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (10, room[1]))
+  try:
+    with pytest.raises(OSError, match='tfevents'):
+      written.write_epoch(1, {'loss': 1.0})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, room)
+  assert not written.rows
 
 
 class _Projector:

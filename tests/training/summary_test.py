@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import subprocess
 
 import keras
@@ -11,6 +12,8 @@ import tensorflow as tf
 
 import transvw_tf2
 from transvw_tf2.training import summary
+
+_needs_git = pytest.mark.skipif(not shutil.which('git'), reason='no git')
 
 _ROWS = [
   {
@@ -142,6 +145,7 @@ def _make_repository(root, package):
   return _git(root, 'rev-parse', 'HEAD')
 
 
+@_needs_git
 def test_source_in_a_checkout(tmp_path, monkeypatch):
   package = tmp_path / 'package'
   commit = _make_repository(tmp_path, package)
@@ -158,6 +162,7 @@ def test_source_in_a_checkout(tmp_path, monkeypatch):
   }
 
 
+@_needs_git
 @pytest.mark.parametrize(
   'place', ['.venv/lib/site-packages/package', 'third_party/package']
 )
@@ -168,6 +173,7 @@ def test_source_inside_another_repository_is_unknown(tmp_path, place):
   assert summary.describe_source(str(package)) == unknown
 
 
+@_needs_git
 def test_installed_at_the_top_of_another_repository(tmp_path):
   """Such as `pip install --target .`, not among its files."""
   _make_repository(tmp_path, tmp_path / 'other')
@@ -176,6 +182,7 @@ def test_installed_at_the_top_of_another_repository(tmp_path):
   assert summary.describe_source(str(tmp_path / 'package'))['commit'] is None
 
 
+@_needs_git
 def test_source_without_git(tmp_path, monkeypatch):
   package = tmp_path / 'package'
   _make_repository(tmp_path, package)
@@ -183,10 +190,11 @@ def test_source_without_git(tmp_path, monkeypatch):
   assert summary.describe_source(str(package))['commit'] is None
 
 
+@_needs_git
 def test_source_of_this_package():
   source = summary.describe_source()
   root = os.path.dirname(os.path.dirname(transvw_tf2.__file__))
-  if os.path.isdir(os.path.join(root, '.git')):
+  if os.path.exists(os.path.join(root, '.git')):
     assert source['commit'] == _git(root, 'rev-parse', 'HEAD')
   else:
     assert source['commit'] is None

@@ -10,6 +10,7 @@ import contextlib
 import glob
 import json
 import os
+import re
 import shutil
 
 from absl import logging
@@ -157,9 +158,14 @@ def _save(manager, number):
     _remove_unlisted(manager.directory)
     raise errors.UserError(
       f'checkpoint {number} in {manager.directory} cannot be written'
-      f' ({" ".join(str(error).split())[:160]}): make room; the same command'
-      ' goes on from the last one that is whole'
+      f' ({_reason(error)}): make room; the same command goes on from the last'
+      ' one that is whole'
     ) from error
+
+
+def _reason(error) -> str:
+  # Without the names of TensorFlow's nodes, which come first.
+  return ' '.join(re.sub(r'\{\{.*?\}\}', '', str(error)).split())[:300]
 
 
 def _remove_unlisted(folder):

@@ -87,18 +87,22 @@ def make_deterministic(threads: int) -> None:
   tf.config.threading.set_intra_op_parallelism_threads(threads)
 
 
-def any_worker(strategy: tf.distribute.Strategy, flag: bool) -> bool:
-  """Returns whether `flag` is set on any worker; all of them have to ask."""
-  if not is_cluster(strategy):
-    return flag
+class AnyWorker:
+  """Whether something is so on any worker; all of them have to ask."""
 
-  def add_up():
-    context = tf.distribute.get_replica_context()
-    return context.all_reduce(
-      tf.distribute.ReduceOp.SUM, tf.constant(float(flag))
-    )
+  def __init__(self, strategy: tf.distribute.Strategy):
+    self._strategy = strategy
+    self._add_up = tf.function(self._add_up_replicas)
 
-  return float(strategy.experimental_local_results(strategy.run(add_up))[0]) > 0
+  def __call__(self, flag: bool) -> bool:
+    """Returns whether `flag` is set on this worker or another."""
+    if not is_cluster(self._strategy):
+      return flag
+    return float(self._add_up(tf.constant(float(flag)))) > 0
+
+  def _add_up_replicas(self, flag):
+    values = self._strategy.run(tf.identity, args=(flag,))
+    return self._strategy.reduce(tf.distribute.ReduceOp.SUM, values, axis=None)
 
 
 def is_cluster(strategy: tf.distribute.Strategy) -> bool:

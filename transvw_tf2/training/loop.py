@@ -64,6 +64,11 @@ def train(
       f'--workdir {workdir} cannot be written ({error}): make room or give'
       ' another'
     ) from error
+  except tf.errors.UnavailableError as error:
+    raise errors.UserError(
+      'another worker of the cluster is gone: start the same command on all of'
+      ' them again, it goes on'
+    ) from error
 
 
 class _Loop:
@@ -74,6 +79,7 @@ class _Loop:
     self._settings = run.settings
     self._progress = run.progress
     self._should_stop = should_stop
+    self._any_worker = devices.AnyWorker(run.strategy)
     self._source = summary.describe_source()
     self._clock = time.monotonic()
     self._next_look = 0.0
@@ -87,25 +93,26 @@ class _Loop:
       run.workdir if run.is_chief else None, progress.epoch
     )
     self._reports.write_text('operative_config', gin.operative_config_str())
-    ended = 'interrupted'
     try:
       while (
         progress.epoch < self._settings.epochs and not run.early_stopping.over
       ):
         self._run_epoch_in_memory()
-      ended = 'last epoch'
-      if run.early_stopping.over:
-        ended = 'early stopping'
-        print(f'stopped early after epoch {progress.epoch}')
+    except interruption.Interrupted:
+      self._summarize('interrupted')
+      raise
     finally:
       run.checkpoints.close()
-      self._summarize(ended)
+    stopped = run.early_stopping.over
+    if stopped:
+      print(f'stopped early after epoch {progress.epoch}')
+    self._summarize('early stopping' if stopped else 'last epoch')
     return self._reports.rows
 
   def _restore_or_begin(self):
     run, progress = self._run, self._progress
     restored = run.checkpoints.restore()
-    if not devices.any_worker(run.strategy, bool(restored)):
+    if not self._any_worker(bool(restored)):
       progress.accumulation = self._settings.accumulation
       if self._settings.start_from:
         source = self._settings.start_from
@@ -187,8 +194,9 @@ class _Loop:
       'learning_rate': rate,
       f'{run.data.volume}s_per_second': speed,
     }
-    self._end_epoch(epoch, validated['loss'], rate)
+    # First, for a row that is there too early is dropped on resuming.
     self._reports.write_epoch(epoch, values)
+    self._end_epoch(epoch, validated['loss'], rate)
     if run.is_chief and epoch % self._settings.picture_epochs == 0:
       self._draw(epoch, totals)
     speed_text = f'{speed:.2f} {run.data.volume}s/s'
@@ -221,7 +229,7 @@ class _Loop:
     seed = self._run.seed(schema.TRAIN, epoch)
     batches = iter(self._distribute(schema.TRAIN, epoch, progress.step))
     sums = self._sums = loss_sums.LossSums(progress.sums)
-    with self._bar(epoch) as bar:
+    with self._bar(f'epoch {epoch}', num_steps, progress.step) as bar:
       while progress.step < num_steps:
         count = self._steps_in_call()
         values = self._call(batches, seed, count)
@@ -238,11 +246,11 @@ class _Loop:
     self._check_finite()
     return {name: one / num_steps for name, one in sums.values().items()}
 
-  def _bar(self, epoch):
+  def _bar(self, title, num_steps, step=0):
     return tqdm.tqdm(
-      desc=f'epoch {epoch}',
-      total=self._run.num_steps[schema.TRAIN] * self._settings.batch_size,
-      initial=self._progress.step * self._settings.batch_size,
+      desc=title,
+      total=num_steps * self._settings.batch_size,
+      initial=step * self._settings.batch_size,
       unit=self._run.data.volume,
       disable=None,  # only on a terminal
       leave=False,
@@ -289,7 +297,7 @@ class _Loop:
     self._save_latest()
 
   def _stop_if_asked(self):
-    if not devices.any_worker(self._run.strategy, self._should_stop()):
+    if not self._any_worker(self._should_stop()):
       return
     self._save_within_epoch()
     progress = self._progress
@@ -302,9 +310,12 @@ class _Loop:
     """Returns means over all of validation, always perturbed alike; totals."""
     seed = self._run.seed(schema.VALIDATION)
     sums = loss_sums.LossSums()
-    for batch in self._distribute(schema.VALIDATION):
-      sums.add(self._steps.evaluate(batch, seed))
-      self._stop_if_asked()
+    num_steps = self._run.num_steps[schema.VALIDATION]
+    with self._bar('validation', num_steps) as bar:
+      for batch in self._distribute(schema.VALIDATION):
+        sums.add(self._steps.evaluate(batch, seed))
+        bar.update(self._settings.batch_size)
+        self._stop_if_asked()
     totals = sums.values()
     weight = totals.pop('weight')
     metrics = self._run.task.metrics

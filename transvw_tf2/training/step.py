@@ -243,7 +243,7 @@ class Steps:
       for variable in self._model.non_trainable_variables:
         if variable.dtype.startswith('float'):
           mean = context.all_reduce(
-            tf.distribute.ReduceOp.MEAN, tf.convert_to_tensor(variable.value)
+            tf.distribute.ReduceOp.MEAN, tf.identity(variable.value)
           )
           variable.assign(mean)
 
