@@ -55,7 +55,15 @@ setuptools.setup(
   ],
   extras_require={
     # What tools/benchmark.py compares with.
-    'benchmark': ['psutil>=5.9', 'scikit-image>=0.22'],
+    'benchmark': [
+      'batchgenerators>=0.25',
+      'jax>=0.6',
+      'monai>=1.4',
+      'psutil>=5.9',
+      'scikit-image>=0.22',
+      'torch>=2.4',
+      'torchio>=0.20',
+    ],
     'cuda': ['tensorflow[and-cuda]>=2.19'],
     'serve': ['kserve>=0.15'],
     'torch': ['torch>=2.4'],

@@ -23,6 +23,10 @@ _FILES = {
   'cubes': 'cubes',
   'cubes_memory': 'cubes',
   'cubes_ours': 'cubes',
+  'input': 'input',
+  'perturb': 'perturb',
+  'export_step': 'export_step',
+  'train_step': 'train_step',
 }
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
 

@@ -159,6 +159,31 @@ def test_compiled_with_the_published_cube():
   assert np.abs(got - cubes).mean() > 0.1
 
 
+def test_compiled_in_a_dataset():
+  cubes, seeds = _cubes(16), _seeds(16)
+  layer = perturb.Perturb()
+  compiled = tf.function(
+    lambda cubes, seeds: layer(cubes, seeds), jit_compile=True
+  )
+  dataset = tf.data.Dataset.from_tensor_slices((cubes, seeds)).batch(4)
+  dataset = dataset.map(compiled, num_parallel_calls=2)
+  got = np.concatenate(list(dataset.as_numpy_iterator()))
+  np.testing.assert_allclose(got, layer(cubes, seeds), rtol=0, atol=2e-4)
+
+
+def test_seeds_are_no_constants_of_the_program():
+  # Where they are, XLA compiles anew for each batch.
+  compiled = tf.function(
+    lambda cubes, seeds: perturb.Perturb()(cubes, seeds), jit_compile=True
+  )
+  arguments = tf.constant(_cubes(3)), tf.constant(_seeds(3))
+  program = compiled.experimental_get_compiler_ir(*arguments)(stage='hlo')
+  entry = program[program.index('ENTRY') :].splitlines()
+  parameters = [line for line in entry if ' parameter(' in line]
+  assert len(parameters) == 2
+  assert any('s32[3,2]' in parameter for parameter in parameters)
+
+
 def test_an_unknown_number_of_cubes():
   layer = perturb.Perturb()
   function = tf.function(

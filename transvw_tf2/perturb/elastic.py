@@ -103,44 +103,53 @@ def apply(cubes, displacement):
   size_x, size_y, size_z = cubes.shape[1:4]
   x = tf.reshape(tf.range(size_x, dtype=tf.float32), (-1, 1, 1))
   y = tf.reshape(tf.range(size_y, dtype=tf.float32), (-1, 1))
-  # The neighbours below and above in x are two entries of axis 1.
   x, weight_x = _split(x + displacement[:, 0], size_x)
   y, weight_y = _split(y + displacement[:, 1], size_y)
-  above = tf.reshape(tf.range(2), (2, 1, 1, 1))
-  x = tf.minimum(x + above, size_x - 1)
-  weight_x = tf.abs(tf.cast(1 - above, tf.float32) - weight_x)
-  cube = tf.reshape(tf.range(tf.shape(cubes)[0]), (-1, 1, 1, 1, 1))
-  x += size_x * cube
-  flat = tf.reshape(cubes, (-1,))
+  # An axis of one voxel has no neighbours to interpolate between.
+  if size_x == 1:
+    cubes = tf.concat([cubes, cubes], axis=1)
+  if size_y == 1:
+    cubes = tf.concat([cubes, cubes], axis=2)
+  size_x, size_y = cubes.shape[1:3]
 
+  flat = tf.reshape(cubes, (-1,))
+  cube = tf.reshape(tf.range(tf.shape(cubes)[0]), (-1, 1, 1, 1))
   # Single voxels are gathered, z innermost: neighbours in z lie side by side
   # and mostly move together.
-  def gather(y):
-    return tf.gather(flat, (x * size_y + y) * size_z + tf.range(size_z))
+  place = ((cube * size_x + x) * size_y + y) * size_z + tf.range(size_z)
+  next_y, next_x = size_z, size_y * size_z
+  # No place is beyond. The bound lets XLA see that the neighbours are inside
+  # too; it then finds one address for all four: two thirds of the time.
+  place = tf.clip_by_value(place, 0, tf.size(flat) - 1 - next_y - next_x)
 
-  first, second = gather(y), gather(tf.minimum(y + 1, size_y - 1))
-  moved = first + weight_y * (second - first)
-  # A reduction, because XLA computes one only once, where it repeats plain
-  # arithmetic, gathering included, for each use of the result: the whole layer
-  # takes half the time.
-  return tf.reduce_sum(weight_x * moved, axis=1)[..., tf.newaxis]
+  def interpolate_y(place):
+    below = tf.gather(flat, place)
+    above = tf.gather(flat, place + next_y)
+    return (1 - weight_y) * below + weight_y * above
+
+  moved = (1 - weight_x) * interpolate_y(place)
+  moved += weight_x * interpolate_y(place + next_x)
+  return moved[..., tf.newaxis]
 
 
 def _split(place, length):
-  """Returns the voxel below mirrored places and how far they are above it.
+  """Splits mirrored places into a voxel and how far they are above it.
+
+  The voxel is one that has a neighbour above, if any: what is at the outermost
+  voxel is 1 above the one before.
 
   Args:
     place: float32 (B, X, Y, Z), any place along the axis, voxels.
     length: voxels along the axis.
 
   Returns:
-    int32 and float32 (B, 1, X, Y, Z).
+    int32 and float32 (B, X, Y, Z).
   """
   # From the edge of the first voxel the mirrored axis has period 2 * length.
   place = place + 0.5
   place -= 2 * length * tf.floor(place / (2 * length))
   place = length - tf.abs(length - place)
   # In the outer half of the outermost voxel its mirror image is the neighbour.
-  place = tf.clip_by_value(place - 0.5, 0.0, length - 1.0)[:, tf.newaxis]
-  below = tf.floor(place)
+  place = tf.clip_by_value(place - 0.5, 0.0, length - 1.0)
+  below = tf.minimum(tf.floor(place), max(0.0, length - 2.0))
   return tf.cast(below, tf.int32), place - below

@@ -208,22 +208,21 @@ class Perturb(keras.layers.Layer):
     choice = tf.reshape(parameters.choice, (-1, 1, 1, 1, 1))
     if parameters.displacement is not None:
       cubes = elastic.apply(cubes, parameters.displacement)
-    # Every cube goes through all of them and one result is taken: XLA has no
-    # cheap way to leave cubes of a batch out.
-    perturbed = cubes
-    if parameters.blocks is not None:
-      shuffled = shuffle.apply(cubes, parameters.blocks)
-      perturbed = tf.where(choice == SHUFFLE, shuffled, perturbed)
-    if parameters.curves is not None:
-      mapped = intensity.apply(cubes, parameters.curves)
-      perturbed = tf.where(choice == INTENSITY, mapped, perturbed)
+    # A cube gets at most one of the four, so their order is free. In this order
+    # XLA does deformation and painting in one pass.
     if parameters.inpaint is not None:
       painted = paint.inpaint(cubes, parameters.inpaint, parameters.fill)
-      perturbed = tf.where(choice == INPAINT, painted, perturbed)
+      cubes = tf.where(choice == INPAINT, painted, cubes)
     if parameters.outpaint is not None:
       painted = paint.outpaint(cubes, parameters.outpaint, parameters.fill)
-      perturbed = tf.where(choice == OUTPAINT, painted, perturbed)
-    return perturbed
+      cubes = tf.where(choice == OUTPAINT, painted, cubes)
+    if parameters.blocks is not None:
+      chosen = parameters.choice == SHUFFLE
+      cubes = _map_chosen(shuffle.apply, cubes, parameters.blocks, chosen)
+    if parameters.curves is not None:
+      chosen = parameters.choice == INTENSITY
+      cubes = _map_chosen(intensity.apply, cubes, parameters.curves, chosen)
+    return cubes
 
   def compute_output_shape(self, cubes_shape, seeds_shape):
     return cubes_shape
@@ -242,6 +241,38 @@ class Perturb(keras.layers.Layer):
       'outpaint_probability': self.outpaint_probability,
       'variant': self.variant,
     }
+
+
+def _map_chosen(function, cubes, parameters, chosen):
+  """Applies a function to the chosen cubes, one after the other.
+
+  On CPU a curve costs a cube as much as all else together, and few cubes have
+  one. The loop also has XLA compute its input once, in memory; what is used
+  twice outside a loop, as by shuffling, may be computed twice.
+
+  Args:
+    function: takes float32 (1, X, Y, Z, 1) and the parameters of that cube;
+      returns the same shape.
+    cubes: float32 (B, X, Y, Z, 1).
+    parameters: named tuple of tensors (B, ...).
+    chosen: bool (B,).
+
+  Returns:
+    float32 (B, X, Y, Z, 1).
+  """
+  order = tf.argsort(tf.cast(chosen, tf.int32), direction='DESCENDING')
+  count = tf.reduce_sum(tf.cast(chosen, tf.int32))
+
+  def replace(step, cubes):
+    # By a scalar, for XLA to slice and update in place. Not cubes[number]: that
+    # makes it a constant of the program, to be compiled anew for all seeds.
+    number = tf.gather(order, step)
+    one = (tf.gather(value, number)[tf.newaxis] for value in parameters)
+    cube = tf.gather(cubes, number)[tf.newaxis]
+    result = function(cube, type(parameters)(*one))
+    return step + 1, tf.tensor_scatter_nd_update(cubes, [[number]], result)
+
+  return tf.while_loop(lambda step, _: step < count, replace, (0, cubes))[1]
 
 
 def _is_number(value):

@@ -70,33 +70,27 @@ def apply(cubes, blocks: Blocks):
   Returns:
     float32 (B, X, Y, Z, 1).
   """
-  shape = cubes.shape[1:4]
-  flat = tf.reshape(cubes, (-1, math.prod(shape)))
   # A small block names its voxels again and again until V are named: all
   # shapes are fixed, and the same value is written twice.
   voxels = tf.reduce_prod(blocks.sides, axis=-1, keepdims=True)
   target = tf.range(blocks.orders.shape[-1]) % voxels
   source = tf.gather(blocks.orders, target, batch_dims=2)
-  target = _place_in_cube(target, blocks, shape)
-  values = tf.gather(flat, _place_in_cube(source, blocks, shape), batch_dims=1)
-  cube = tf.broadcast_to(
-    tf.range(tf.shape(flat)[0])[:, tf.newaxis], tf.shape(target[:, 0])
-  )
-  shuffled = flat
+  values = tf.gather_nd(cubes, _place_in_batch(source, blocks))
+  target = _place_in_batch(target, blocks)
+  # In place where XLA compiles it; on flat cubes it would copy the result.
   for block in range(target.shape[1]):
-    shuffled = tf.tensor_scatter_nd_update(
-      shuffled,
-      tf.stack([cube, target[:, block]], axis=-1),
-      values[:, block],
+    cubes = tf.tensor_scatter_nd_update(
+      cubes, target[:, block], values[:, block]
     )
-  return tf.reshape(shuffled, tf.shape(cubes))
+  return cubes
 
 
-def _place_in_cube(index, blocks, shape):
-  """Returns places in the flat cube of places in the flat blocks, (B, N, V)."""
+def _place_in_batch(index, blocks):
+  """Returns (cube, x, y, z) of places in the flat blocks, (B, N, V, 4)."""
   side_y, side_z = (blocks.sides[..., axis, tf.newaxis] for axis in (1, 2))
   x, y, z = (blocks.corners[..., axis, tf.newaxis] for axis in range(3))
   x += index // (side_y * side_z)
   y += index // side_z % side_y
   z += index % side_z
-  return (x * shape[1] + y) * shape[2] + z
+  cube = tf.reshape(tf.range(tf.shape(index)[0]), (-1, 1, 1))
+  return tf.stack([tf.broadcast_to(cube, tf.shape(x)), x, y, z], axis=-1)
