@@ -166,8 +166,6 @@ class Ours:
     from transvw_tf2.perturb import elastic
     from transvw_tf2.perturb import perturb
 
-    tf.config.threading.set_intra_op_parallelism_threads(1)
-    tf.config.threading.set_inter_op_parallelism_threads(1)
     self._np, self._tf, self._cubes = np, tf, cubes[..., np.newaxis]
     self._rng = np.random.default_rng(3)
     layer = perturb.Perturb(dtype='float32')
@@ -239,6 +237,10 @@ def _serve(settings):
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   cubes = make_cubes()
   if settings['process'] == 'ours':
+    import tensorflow as tf
+
+    tf.config.threading.set_intra_op_parallelism_threads(1)
+    tf.config.threading.set_inter_op_parallelism_threads(1)
     measured = Ours(cubes, settings['batch']).measure
   else:
     sides = MAKERS[settings['process']]()
