@@ -47,6 +47,7 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('LUNA16', 'DATA', 'OTHER_DATA', 'VOCABULARY'),
       *('WORKDIR', 'OTHER_WORKDIR', 'ENCODER', 'SCAN.npz'),
       *('WORDS', 'RESTORATION', 'WORDS_THEN_BOTH'),
+      *('PATIENTS', 'WORDS_OF_PATIENTS', 'LEARNT'),
       *('LUNG_VOCABULARY', 'ATLAS.html', 'INDEX', 'AUTOENCODER'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
     )

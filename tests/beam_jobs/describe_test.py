@@ -202,7 +202,8 @@ def test_a_model_of_another_input_is_one_line(network, job, index, tmp_path):
   ('value', 'text'),
   [
     (np.inf, 'NaN or infinite numbers for 6 of 6 scans'),
-    (np.nan, 'NaN or infinite numbers for 6 of 6 scans'),
+    # oneDNN's ReLU, where it is part of a convolution, makes NaN 0.
+    (np.nan, 'NaN or infinite|describes all 6 scans alike'),
     (-1e9, 'describes all 6 scans alike'),
   ],
 )

@@ -44,8 +44,10 @@ def check_shards(data, split: str) -> None:
     except tf.errors.NotFoundError as error:
       raise errors.UserError(_missing(data, path)) from error
   info = data.builder.info.splits[split]
-  wanted = int(info.num_bytes) + _RECORD_OVERHEAD * info.num_examples
-  if size != wanted and info.num_bytes:  # 0: not known
+  # Of the examples, as TFDS counts them, or of the files; 0: not known.
+  of_files = int(info.num_bytes)
+  wanted = of_files + _RECORD_OVERHEAD * info.num_examples
+  if size not in (wanted, of_files) and of_files:
     raise errors.UserError(
       find_damage(data, split)
       or f'the {split} shards of data set {data.data_dir} have {size} bytes,'
