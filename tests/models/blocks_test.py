@@ -285,30 +285,6 @@ def test_up_level_inside_dataset_map(fused):
   np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-5)
 
 
-def test_double_kernel_along_one_axis():
-  kernel = np.zeros((3, 3, 3, 1, 1), np.float32)
-  kernel[:, 1, 1, 0, 0] = [1, 10, 100]
-  got = blocks.double_kernel(keras.ops.convert_to_tensor(kernel)).numpy()
-  assert got.shape == (4, 4, 4, 1, 1)
-  # A centre weight reaches both copies of a voxel, places 1 and 2. The axis x
-  # has come second.
-  np.testing.assert_array_equal(got[1, :, 2, 0, 0], [100, 110, 11, 1])
-  assert got.sum() == 8 * kernel.sum()
-
-
-def test_double_kernel_adds_up_a_box():
-  rng = np.random.default_rng(4)
-  kernel = rng.normal(size=(3, 3, 3, 2, 5)).astype(np.float32)
-  got = blocks.double_kernel(keras.ops.convert_to_tensor(kernel)).numpy()
-  flipped = np.pad(kernel[::-1, ::-1, ::-1], [(1, 1)] * 3 + [(0, 0)] * 2)
-  want = np.zeros((4, 4, 4, 2, 5))
-  for x, y, z in np.ndindex(2, 2, 2):
-    want += flipped[x : x + 4, y : y + 4, z : z + 4]
-  np.testing.assert_allclose(
-    got, want.transpose(2, 0, 1, 4, 3), rtol=1e-5, atol=1e-6
-  )
-
-
 def test_layers_come_back_from_their_config():
   for layer in (
     blocks.ConvBlock(3, 5, synchronized_batch_norm=True),

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from transvw_tf2.models import blocks
+from transvw_tf2.models import convolutions
 
 _PACKAGE = 'transvw_tf2'
 
@@ -91,7 +92,7 @@ class Encoder(keras.layers.Layer):
       ValueError: the sides of the cubes do not fit.
     """
     blocks.check_cubes_shape(cubes.shape, self.depth)
-    features = blocks.to_inner(cubes)
+    features = convolutions.to_inner(cubes)
     skips = []
     for level in range(self.depth):
       if level:
@@ -289,7 +290,7 @@ class UNet3D(keras.Model):
   def restore(self, bottleneck, skips, training=None):
     """Maps what the encoder returns to float32 (B, X, Y, Z, channels)."""
     features = self.decoder(bottleneck, skips, training=training)
-    return self.reconst_output(blocks.to_outer(self.final_conv(features)))
+    return self.reconst_output(convolutions.to_outer(self.final_conv(features)))
 
   def embed(self, cubes):
     """Maps cubes as in `call` to float32 (B, embedding_size), encoder only.
