@@ -23,9 +23,10 @@ _FILES = {
   'cubes': 'cubes',
   'cubes_memory': 'cubes',
   'cubes_ours': 'cubes',
+  'deterministic': 'deterministic',
+  'export_step': 'export_step',
   'input': 'input',
   'perturb': 'perturb',
-  'export_step': 'export_step',
   'train_step': 'train_step',
 }
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')
@@ -41,6 +42,9 @@ def load(name: str) -> ModuleType:
     raise errors.UserError(
       f'no benchmark {name!r}; known are {", ".join(sorted(_FILES))}'
     )
+  # The file is loaded by path, so what lies beside it would not be found.
+  if _FOLDER not in sys.path:
+    sys.path.append(_FOLDER)
   path = os.path.join(_FOLDER, f'{_FILES[name]}.py')
   spec = importlib.util.spec_from_file_location(f'benchmark_{name}', path)
   module = importlib.util.module_from_spec(spec)

@@ -17,9 +17,10 @@ from transvw_tf2.models import blocks
 _ROOT = os.path.dirname(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 )
-_NETWORK = {'words': 5, 'base_filters': 2, 'head_filters': 6, 'head_units': 7}
-_SETTINGS = {**_NETWORK, 'batch': 3, 'size': [16, 8, 16]}
-_FLAGS = _SETTINGS | {'size': ['16', '8', '16']}
+_SIZES = {'base_filters': 2, 'head_filters': 6, 'head_units': 7}
+_NETWORK = {'num_words': 5, **_SIZES}
+_SETTINGS = {'network': _NETWORK, 'batch': 3, 'size': [16, 8, 16]}
+_FLAGS = {'words': 5, 'batch': 3, 'size': ['16', '8', '16'], **_SIZES}
 
 
 @pytest.fixture
@@ -42,9 +43,7 @@ def torch_networks():
 
 
 def _make_torch(torch_networks, **settings):
-  network = torch_networks.VisualWordNet(
-    num_words=5, base_filters=2, head_filters=6, head_units=7
-  )
+  network = torch_networks.VisualWordNet(**_NETWORK)
   return network, torch_networks.TrainStep(network, **settings)
 
 

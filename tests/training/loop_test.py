@@ -204,6 +204,32 @@ def test_another_run_in_the_workdir_is_refused(run, strategy, data_dir):
   _assert_equal(_weights(workdir), before)
 
 
+def test_another_task_or_other_words_in_the_workdir_are_refused(
+  run, tmp_path, strategy, data_dir, monkeypatch
+):
+  workdir, _ = run
+  before = _weights(workdir)
+  restore = functools.partial(
+    tasks.Restore,
+    model=functools.partial(models.build_unet3d, base_filters=2, depth=3),
+    perturb=tiny_data.AddNoise,
+  )
+  with pytest.raises(errors.UserError, match='another task: "Pretrain", now'):
+    _train(workdir, strategy, data_dir, epochs=4, task=restore)
+  monkeypatch.setattr(tiny_data, 'WORDS', ('0000', '0001', '0002', '0003'))
+  monkeypatch.setattr(
+    tiny_data, 'make_cubes', lambda count, seed: _cubes_of(count)
+  )
+  with pytest.raises(errors.UserError, match='another words: '):
+    _train(workdir, strategy, tiny_data.write(tmp_path), epochs=4)
+  _assert_equal(_weights(workdir), before)
+
+
+def _cubes_of(count):
+  cubes = np.zeros((count, *tiny_data.CUBE_SHAPE), np.int16)
+  return cubes, np.arange(count) % 4
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, strategy, data_dir):
   _train(tmp_path, strategy, data_dir, epochs=1)
   before = _weights(tmp_path)

@@ -23,10 +23,11 @@ from collections.abc import Iterator
 import json
 import os
 import re
-import sys
 
 from absl import flags
 import keras
+import network_flags
+import network_flops
 import tensorflow as tf
 
 from transvw_tf2 import errors
@@ -34,24 +35,9 @@ from transvw_tf2 import schema
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.perturb import perturb
 
-# Loaded by path, so what lies beside this file would not be found.
-sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-
-import network_flops
-
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder that is written.')
 _BATCHES = flags.DEFINE_list('batches', ['8'], 'Cubes per step, several sizes.')
-_SIZE = flags.DEFINE_list('size', ['64', '64', '32'], 'Voxels X,Y,Z.')
-_WORDS = flags.DEFINE_integer('words', 44, 'Words.', lower_bound=1)
-_BASE_FILTERS = flags.DEFINE_integer(
-  'base_filters', 32, 'Filters of the first block.', lower_bound=1
-)
-_HEAD_FILTERS = flags.DEFINE_integer(
-  'head_filters', 512, 'Filters of the head.', lower_bound=1
-)
-_HEAD_UNITS = flags.DEFINE_integer(
-  'head_units', 1024, 'Units of the head.', lower_bound=1
-)
+_NETWORK = network_flags.NetworkFlags()
 
 _POLICIES = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16'}
 # Adam as in training.
@@ -63,7 +49,9 @@ def export_step() -> Iterator[tuple]:
   if _OUTPUT.value is None:
     raise errors.UserError('export_step needs --output')
   os.makedirs(_OUTPUT.value, exist_ok=True)
-  plain_flops = network_flops.count_step(False, **_sizes())
+  plain_flops = network_flops.count_step(
+    False, size=_NETWORK.size, **_NETWORK.network
+  )
   for batch in map(int, _BATCHES.value):
     for precision in _POLICIES:
       common = {'precision': precision, 'batch': batch}
@@ -74,14 +62,18 @@ def export_step() -> Iterator[tuple]:
           f'train_{precision}_{form}_{batch}',
           *make_training_step(network, _batch_shape(batch)),
           **common,
-          flops_per_cube=network_flops.count_step(fused, **_sizes()),
+          flops_per_cube=network_flops.count_step(
+            fused, size=_NETWORK.size, **_NETWORK.network
+          ),
           plain_flops_per_cube=plain_flops,
         )
       yield _export(
         f'embed_{precision}_{batch}',
         *make_embedding(network, _batch_shape(batch)),
         **common,
-        flops_per_cube=network_flops.count_embedding(**_sizes()),
+        flops_per_cube=network_flops.count_embedding(
+          size=_NETWORK.size, **_NETWORK.network
+        ),
       )
 
 
@@ -220,27 +212,14 @@ def _describe(name, shape, dtype, fill=None, **more):
 
 def _make_network(precision, fused):
   network = visual_word_net.VisualWordNet(
-    **_network_sizes(), fused_upsampling=fused, dtype=_POLICIES[precision]
+    **_NETWORK.network, fused_upsampling=fused, dtype=_POLICIES[precision]
   )
   network.build(_batch_shape(None))
   return network
 
 
-def _network_sizes() -> dict[str, int]:
-  return {
-    'num_words': _WORDS.value,
-    'base_filters': _BASE_FILTERS.value,
-    'head_filters': _HEAD_FILTERS.value,
-    'head_units': _HEAD_UNITS.value,
-  }
-
-
-def _sizes() -> dict:
-  return {'size': _batch_shape(None)[1:4], **_network_sizes()}
-
-
 def _batch_shape(batch):
-  return (batch, *map(int, _SIZE.value), 1)
+  return (batch, *_NETWORK.size, 1)
 
 
 def _export(name, function, arguments, results, **more):
@@ -250,8 +229,8 @@ def _export(name, function, arguments, results, **more):
   described = {
     'name': name,
     **more,
-    'network': _network_sizes(),
-    'size': _batch_shape(None)[1:4],
+    'network': _NETWORK.network,
+    'size': _NETWORK.size,
     'arguments': arguments,
     'results': results,
   }

@@ -28,14 +28,12 @@ import collections
 from collections.abc import Iterator
 import contextlib
 import importlib.util
-import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 
 from absl import flags
+import side_process
 
 from transvw_tf2 import errors
 
@@ -134,7 +132,7 @@ def _tell(text):
   print(text, file=sys.stderr, flush=True)
 
 
-class _Process:
+class _Process(side_process.SideProcess):
   """A process of perturb_sides.py."""
 
   def __init__(self, name):
@@ -145,47 +143,8 @@ class _Process:
         f'--core is {core}, wanted one of {", ".join(map(str, sorted(cores)))}'
       )
     settings = {'process': name, 'core': core, 'batch': _BATCH.value}
-    self._name = name
-    self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115, see close
-    self._process = subprocess.Popen(
-      [sys.executable, _SCRIPT, json.dumps(settings)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._log,
-      text=True,
-    )
+    super().__init__(name, _SCRIPT, settings)
 
   def run(self, side: str, seconds: float) -> float:
-    """Returns the cubes per second of a side over so many seconds.
-
-    Raises:
-      UserError: the process has ended.
-    """
-    try:
-      print(side, seconds, file=self._process.stdin, flush=True)
-    except BrokenPipeError:
-      answer = ''
-    else:
-      answer = self._process.stdout.readline()
-    if not answer:
-      self._process.wait()
-      self._log.seek(0)
-      lines = self._log.read().splitlines() or ['no output']
-      told = [line for line in lines if 'Error' in line] or lines
-      raise errors.UserError(
-        f'the process of {self._name} failed: {told[-1].strip()}'
-      )
-    return float(answer)
-
-  def close(self):
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.wait()
-    self._process.stdout.close()
-    self._log.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
+    """Returns the cubes per second of a side over so many seconds."""
+    return self.ask(f'{side} {seconds}')

@@ -11,7 +11,6 @@ times 991, as displacement in x and y, linear interpolation, mirrored borders.
 import argparse
 import json
 import os
-import sys
 import time
 import warnings
 
@@ -226,34 +225,36 @@ class Ours:
     return self._tf.constant(cubes)
 
 
-def _serve(settings):
-  """Answers on lines of stdout what lines of stdin ask for."""
+def _make_answer(settings):
+  """Returns what measures a side, from a line with its name and seconds."""
   # Before any library makes threads.
   os.sched_setaffinity(0, [settings['core']])
   os.environ.update(dict.fromkeys(_THREADS, '1'))
   os.environ['TF_CPP_MIN_LOG_LEVEL'] = '2'
-  # Libraries may print; answers have a way of their own.
-  answers = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   cubes = make_cubes()
   if settings['process'] == 'ours':
     import tensorflow as tf
 
     tf.config.threading.set_intra_op_parallelism_threads(1)
     tf.config.threading.set_inter_op_parallelism_threads(1)
-    measured = Ours(cubes, settings['batch']).measure
+    measure_side = Ours(cubes, settings['batch']).measure
   else:
     sides = MAKERS[settings['process']]()
 
-    def measured(side, seconds):
+    def measure_side(side, seconds):
       return measure(sides[side], cubes, seconds)
 
-  for line in sys.stdin:
+  def answer(line):
     side, seconds = line.split()
-    print(measured(side, float(seconds)), file=answers, flush=True)
+    return measure_side(side, float(seconds))
+
+  return answer
 
 
 if __name__ == '__main__':
+  import side_process  # beside this file, which runs as a script
+
   _parser = argparse.ArgumentParser()
   _parser.add_argument('settings', type=json.loads)
-  _serve(_parser.parse_args().settings)
+  _settings = _parser.parse_args().settings
+  side_process.serve(lambda: _make_answer(_settings))

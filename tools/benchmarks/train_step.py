@@ -31,32 +31,18 @@ import importlib.util
 import json
 import os
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 
 from absl import flags
+import network_flags
+import network_flops
+import side_process
 
 from transvw_tf2 import errors
 
-# Loaded by path, so what lies beside this file would not be found.
-sys.path.append(os.path.dirname(os.path.abspath(__file__)))
-
-import network_flops
-
 _BATCH = flags.DEFINE_integer('batch', 4, 'Cubes per step.', lower_bound=1)
-_SIZE = flags.DEFINE_list('size', ['64', '64', '32'], 'Voxels X,Y,Z.')
-_WORDS = flags.DEFINE_integer('words', 44, 'Words.', lower_bound=1)
-_BASE_FILTERS = flags.DEFINE_integer(
-  'base_filters', 32, 'Filters of the first block.', lower_bound=1
-)
-_HEAD_FILTERS = flags.DEFINE_integer(
-  'head_filters', 512, 'Filters of the head.', lower_bound=1
-)
-_HEAD_UNITS = flags.DEFINE_integer(
-  'head_units', 1024, 'Units of the head.', lower_bound=1
-)
+_NETWORK = network_flags.NetworkFlags()
 _THREADS = flags.DEFINE_integer(
   'threads', None, 'Threads of each side; all cores if not given.'
 )
@@ -177,89 +163,39 @@ def _tell(text):
   print(text, file=sys.stderr, flush=True)
 
 
-class _Side:
-  """A process that does what it is told on a line of its own, and answers."""
+class _Side(side_process.SideProcess):
+  """A side in this file's `_make_answer`."""
 
   def __init__(self, side, **settings):
-    settings |= {'side': side, **_settings()}
-    self._name = side
-    self._log = tempfile.TemporaryFile('w+')  # noqa: SIM115, see close
-    self._process = subprocess.Popen(
-      [sys.executable, os.path.abspath(__file__), json.dumps(settings)],
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=self._log,
-      text=True,
-      env=os.environ | (_KEEP_MEMORY if side == _TUNED else {}),
+    settings |= {
+      'side': side,
+      'batch': _BATCH.value,
+      'size': _NETWORK.size,
+      'network': _NETWORK.network,
+      'threads': _THREADS.value or len(os.sched_getaffinity(0)),
+    }
+    super().__init__(
+      side,
+      os.path.abspath(__file__),
+      settings,
+      _KEEP_MEMORY if side == _TUNED else None,
     )
 
   def run(self, command: str) -> float:
-    """Has `command` done and returns the number that comes back.
-
-    Args:
-      command: 'step' (seconds), 'matmul' (FLOP/s) or 'memory' (bytes).
-
-    Raises:
-      UserError: the process has ended.
-    """
-    try:
-      print(command, file=self._process.stdin, flush=True)
-    except BrokenPipeError:
-      answer = ''
-    else:
-      answer = self._process.stdout.readline()
-    if not answer:
-      self._process.wait()
-      self._log.seek(0)
-      lines = self._log.read().splitlines() or ['no output']
-      errors_told = [line for line in lines if 'Error' in line]
-      last = (errors_told or lines)[-1].strip()
-      raise errors.UserError(f'the process of {self._name} failed: {last}')
-    return float(answer)
-
-  def close(self):
-    with contextlib.suppress(BrokenPipeError):
-      self._process.stdin.close()
-    self._process.wait()
-    self._process.stdout.close()
-    self._log.close()
-
-  def __enter__(self):
-    return self
-
-  def __exit__(self, *_):
-    self.close()
-
-
-def _settings() -> dict:
-  """Returns what all sides have in common."""
-  return {
-    'batch': _BATCH.value,
-    'size': _sides(),
-    'words': _WORDS.value,
-    'base_filters': _BASE_FILTERS.value,
-    'head_filters': _HEAD_FILTERS.value,
-    'head_units': _HEAD_UNITS.value,
-    'threads': _THREADS.value or len(os.sched_getaffinity(0)),
-  }
-
-
-def _sides() -> list[int]:
-  return [int(side) for side in _SIZE.value]
+    """Returns seconds of a 'step', FLOP/s of 'matmul' or bytes of 'memory'."""
+    return self.ask(command)
 
 
 def _step_flops(fused: bool) -> float:
-  return network_flops.count_step(
-    fused, size=_sides(), **_network_sizes(_settings())
-  )
+  return network_flops.count_step(fused, size=_NETWORK.size, **_NETWORK.network)
 
 
 def make_ours(settings):
   """Builds the network and a step of ours.
 
   Args:
-    settings: dict with batch, size, words, base_filters, head_filters,
-      head_units, precision and fused.
+    settings: dict with batch, size, network (a dict of num_words,
+      base_filters, head_filters and head_units), precision and fused.
 
   Returns:
     The model, and a function of float32 (B, X, Y, Z, 1) inputs and cubes and
@@ -272,7 +208,7 @@ def make_ours(settings):
 
   mixed = settings['precision'] == 'bfloat16'
   model = visual_word_net.VisualWordNet(
-    **_network_sizes(settings),
+    **settings['network'],
     fused_upsampling=settings['fused'],
     dtype='mixed_bfloat16' if mixed else 'float32',
   )
@@ -308,7 +244,9 @@ def _serve_ours(settings):
   _, step = make_ours(settings)
   shape = (settings['batch'], *settings['size'], 1)
   inputs, cubes = (tf.random.uniform(shape) for _ in range(2))
-  words = tf.random.uniform(shape[:1], maxval=settings['words'], dtype=tf.int32)
+  words = tf.random.uniform(
+    shape[:1], maxval=settings['network']['num_words'], dtype=tf.int32
+  )
   return lambda: step(inputs, cubes, words).numpy()
 
 
@@ -319,21 +257,16 @@ def _serve_pytorch(settings):
 
   torch.set_num_threads(settings['threads'])
   step = torch_networks.TrainStep(
-    torch_networks.VisualWordNet(**_network_sizes(settings)),
+    torch_networks.VisualWordNet(**settings['network']),
     bfloat16=settings['precision'] == 'bfloat16',
     compiled=settings['compiled'],
   )
   batch = torch_networks.draw_batch(
     settings['batch'],
     [settings['size']['xyz'.index(axis)] for axis in settings['axes']],
-    settings['words'],
+    settings['network']['num_words'],
   )
   return lambda: step(*batch).item()
-
-
-def _network_sizes(settings) -> dict[str, int]:
-  names = ('base_filters', 'head_filters', 'head_units')
-  return {'num_words': settings['words'], **{n: settings[n] for n in names}}
 
 
 def _measure_matmul(settings) -> float:
@@ -363,27 +296,26 @@ def _peak_memory() -> float:
   return 1024.0 * int(kibibytes)
 
 
-def _serve(settings) -> None:
-  """Does what lines of stdin say and answers on lines of stdout."""
-  # Libraries may print; answers have a way of their own.
-  answers = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
-  os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
+def _make_answer(settings):
+  """Returns what a command of `_Side.run` asks for."""
   serve = _serve_pytorch if settings['side'] in _AXES else _serve_ours
   step = serve(settings)
-  for line in sys.stdin:
-    command = line.strip()
-    if command == 'step':
-      start = time.perf_counter()
-      step()
-      answer = time.perf_counter() - start
-    elif command == 'matmul':
-      answer = _measure_matmul(settings)
-    else:
-      answer = _peak_memory()
-    print(answer, file=answers, flush=True)
+
+  def time_step():
+    start = time.perf_counter()
+    step()
+    return time.perf_counter() - start
+
+  commands = {
+    'step': time_step,
+    'matmul': lambda: _measure_matmul(settings),
+    'memory': _peak_memory,
+  }
+  return lambda command: commands[command]()
 
 
 if __name__ == '__main__':
   _parser = argparse.ArgumentParser()
   _parser.add_argument('settings', type=json.loads)
-  _serve(_parser.parse_args().settings)
+  _settings = _parser.parse_args().settings
+  side_process.serve(lambda: _make_answer(_settings))

@@ -182,8 +182,9 @@ def _describe(workdir, settings, task, data):
     workdir,
     {
       'task': type(task).__name__,
-      'model': model,
+      # Before the model, for the first that differs is told.
       **task.describe(),
+      'model': model,
       'volume': data.volume,
       'shape': data.shape,
       'examples': data.sizes,
