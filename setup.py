@@ -66,7 +66,7 @@ setuptools.setup(
     ],
     'cuda': ['tensorflow[and-cuda]>=2.19'],
     'serve': ['kserve>=0.15'],
-    'torch': ['torch>=2.4'],
+    'torch': ['torch>=2.6'],  # safe loading
     # dill is what tfds.testing imports.
     'dev': [
       'dill>=0.3.9',

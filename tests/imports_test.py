@@ -22,9 +22,14 @@ _ALLOWED = {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
     'training',
   },
+  # Its __main__ is a main.
+  'convert': {
+    *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
+    *('training', 'mains'),
+  },
 }
 # Mains may import everything in the package.
-_MAINS = {'__init__', 'mains', 'train', 'export', 'embed'}
+_MAINS = {'__init__', 'mains', 'train', 'export', 'embed', 'evaluate'}
 _HEAVY = {'tensorflow', 'keras', 'tensorflow_datasets', 'gin'}
 
 

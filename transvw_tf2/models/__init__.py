@@ -1,10 +1,10 @@
 """3D networks; the builders here are what gin files configure.
 
-`models.build_visual_word_net(num_words)` is `visual_word_net` in gin,
-`models.build_unet3d()` is `unet3d` and
-`models.build_word_classifier(num_words)` is `word_classifier`; the plain names
-are the modules. All take a Keras `dtype` policy, such as 'mixed_bfloat16',
-which the precision of a run decides.
+`models.build_unet3d()` is `unet3d` in gin, `models.build_visual_word_net` is
+`visual_word_net`, `build_word_classifier` is `word_classifier`,
+`build_classifier` is `classifier` and `build_torch_visual_word_net` is
+`torch_visual_word_net`; the plain names are the modules. All take a Keras
+`dtype` policy, such as 'mixed_bfloat16', which the precision of a run decides.
 """
 
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
@@ -12,6 +12,8 @@ import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import gin
 
 from transvw_tf2.models import blocks
+from transvw_tf2.models import torch_variant
+from transvw_tf2.models import transfer
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.models import word_classifier
@@ -82,6 +84,46 @@ def build_word_classifier(
     num_words=num_words,
     base_filters=base_filters,
     depth=depth,
+    synchronized_batch_norm=synchronized_batch_norm,
+    dtype=dtype,
+  )
+
+
+@gin.configurable('classifier', module='models')
+def build_classifier(
+  num_classes: int,
+  base_filters: int = 32,
+  depth: int = 4,
+  synchronized_batch_norm: bool = False,
+  dtype: str = 'float32',
+) -> transfer.Classifier:
+  """Returns the classifier of a target task, an encoder with a dense layer."""
+  return transfer.Classifier(
+    num_classes=num_classes,
+    base_filters=base_filters,
+    depth=depth,
+    synchronized_batch_norm=synchronized_batch_norm,
+    dtype=dtype,
+  )
+
+
+@gin.configurable('torch_visual_word_net', module='models')
+def build_torch_visual_word_net(
+  num_words: int,
+  base_filters: int = 32,
+  depth: int = 4,
+  head_filters: int = 1024,
+  batch_statistics: bool = False,
+  synchronized_batch_norm: bool = False,
+  dtype: str = 'float32',
+) -> torch_variant.TorchVisualWordNet:
+  """Returns the Y-Net as the PyTorch release has it."""
+  return torch_variant.TorchVisualWordNet(
+    num_words=num_words,
+    base_filters=base_filters,
+    depth=depth,
+    head_filters=head_filters,
+    batch_statistics=batch_statistics,
     synchronized_batch_norm=synchronized_batch_norm,
     dtype=dtype,
   )

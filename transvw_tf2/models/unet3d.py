@@ -270,7 +270,9 @@ class UNet3D(keras.Model):
     """Layers by what another network can start from."""
     return {
       'encoder': [self.encoder],
-      'decoder': [self.decoder, self.final_conv],
+      'decoder': [self.decoder],
+      # Apart: another number of channels leaves the decoder as useful.
+      'output': [self.final_conv],
     }
 
   def build(self, cubes_shape):

@@ -7,95 +7,51 @@ III-B, "self-classification" alone.
 import keras
 
 from transvw_tf2.models import blocks
-from transvw_tf2.models import unet3d
+from transvw_tf2.models import transfer
 
 _PACKAGE = 'transvw_tf2'
 
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
-class WordClassifier(keras.Model):
-  """Encoder, global average pool and softmax over the words."""
+class WordClassifier(transfer.Classifier):
+  """A classifier whose classes are visual words."""
 
-  def __init__(
-    self,
-    num_words: int,
-    base_filters: int = 32,
-    depth: int = 4,
-    synchronized_batch_norm: bool = False,
-    **kwargs,
-  ):
+  def __init__(self, num_words: int, *args, **kwargs):
     """Initialises the network.
 
     Args:
       num_words: words C, those of the data set.
-      base_filters: filters of the very first block.
-      depth: levels, at least 2.
-      synchronized_batch_norm: see blocks.ConvBlock.
-      **kwargs: passed to keras.Model.
+      *args: passed to transfer.Classifier.
+      **kwargs: passed to transfer.Classifier.
     """
     kwargs.setdefault('name', 'word_classifier')
-    super().__init__(**kwargs)
     blocks.check_positive(num_words=num_words)
-    self.num_words = num_words
-    self.encoder = unet3d.Encoder(
-      base_filters, depth, synchronized_batch_norm, dtype=self.dtype_policy
-    )
-    # float32 also under mixed precision: a mean over many voxels, and what the
-    # loss is computed from.
-    self.global_pool = keras.layers.GlobalAveragePooling3D(
-      data_format='channels_last', dtype='float32', name='global_pool'
-    )
-    self.cls_output = keras.layers.Dense(
-      num_words, activation='softmax', dtype='float32', name='cls_output'
-    )
+    super().__init__(num_words, *args, **kwargs)
 
   @property
-  def embedding_size(self) -> int:
-    """Numbers in an embedding, 512 at depth 4 and 32 base filters."""
-    return self.encoder.embedding_size
+  def num_words(self) -> int:
+    """Words C."""
+    return self.num_classes
 
   @property
   def parts(self) -> dict[str, list[keras.layers.Layer]]:
     """Layers by what another network can start from."""
     return {'encoder': [self.encoder], 'head': [self.cls_output]}
 
-  def build(self, cubes_shape):
-    self.encoder.build(cubes_shape)
-    self.cls_output.build((None, self.embedding_size))
-
   def call(self, cubes, training=None):
-    """Names and embeds cubes.
-
-    Args:
-      cubes: float32 (B, X, Y, Z, 1) in [0, 1]; sides multiples of 2^(depth-1).
-      training: whether batch statistics are used.
-
-    Returns:
-      dict of float32: `words` (B, C) probabilities, `embedding`
-      (B, embedding_size).
-
-    Raises:
-      ValueError: the sides of the cubes do not fit.
-    """
-    bottleneck, _ = self.encoder(cubes, training=training)
-    embedding = self.global_pool(bottleneck)
-    return {'words': self.cls_output(embedding), 'embedding': embedding}
-
-  def embed(self, cubes):
-    """Maps cubes as in `call` to float32 (B, embedding_size)."""
-    bottleneck, _ = self.encoder(cubes, training=False)
-    return self.global_pool(bottleneck)
+    """As transfer.Classifier; the probabilities, (B, C), are named `words`."""
+    return _rename(super().call(cubes, training=training))
 
   def compute_output_shape(self, cubes_shape):
-    batch = cubes_shape[0]
-    return {
-      'words': (batch, self.num_words),
-      'embedding': (batch, self.embedding_size),
-    }
+    return _rename(super().compute_output_shape(cubes_shape))
 
   def get_config(self):
-    return {
-      **self.encoder.get_config(),
-      **super().get_config(),
-      'num_words': self.num_words,
-    }
+    config = super().get_config()
+    return config | {'num_words': config.pop('num_classes')}
+
+
+def _rename(outputs):
+  return {
+    'words': outputs['probabilities'],
+    'embedding': outputs['embedding'],
+  }

@@ -12,7 +12,7 @@ from transvw_tf2 import errors
 from transvw_tf2.models import blocks
 from transvw_tf2.training import checkpoints
 
-_ENCODER = 'encoder'
+_ENCODER, _DECODER, _OUTPUT = 'encoder', 'decoder', 'output'
 _SUFFIX = '.keras'
 
 
@@ -33,21 +33,46 @@ def start_from(model: keras.Model, source: str) -> str:
   Raises:
     UserError: no such weights, or the encoder does not fit.
   """
-  parts = _load(source).parts
+  try:
+    line = copy_parts(_load(source), model)
+  except ValueError as error:
+    raise errors.UserError(f'train.start_from {source}: {error}') from error
+  return f'starting from {source}: {line}'
+
+
+def copy_parts(pretrained: keras.Model, model: keras.Model) -> str:
+  """Copies the parts that both networks have in the same shape.
+
+  Args:
+    pretrained: a built network of this package.
+    model: built; gets the weights.
+
+  Returns:
+    What was copied and what was not, for people.
+
+  Raises:
+    ValueError: the encoder does not fit.
+  """
+  parts = pretrained.parts
   copied, new = [], []
   for name, layers in model.parts.items():
-    problem = _copy(parts[name], layers) if name in parts else 'not there'
+    if name not in parts:
+      problem = 'not there'
+    elif name == _OUTPUT and _DECODER not in copied:
+      problem = 'of another decoder'
+    else:
+      problem = _copy(parts[name], layers)
     if problem and name == _ENCODER:
-      raise errors.UserError(
-        f'train.start_from {source}: the encoder does not fit ({problem}): set'
-        ' the base_filters and depth of that network'
+      raise ValueError(
+        f'the encoder does not fit ({problem}): set the base_filters and depth'
+        ' of that network'
       )
     if problem:
       new.append(f'{name} ({problem})')
     else:
       copied.append(name)
   left = f'; new: {", ".join(new)}' if new else ''
-  return f'starting from {source}: {", ".join(copied)}{left}'
+  return f'{", ".join(copied)}{left}'
 
 
 def _load(source: str) -> keras.Model:

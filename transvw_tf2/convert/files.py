@@ -1,0 +1,181 @@
+"""Reads and writes files of weights, whatever their format."""
+
+from collections.abc import Collection
+import dataclasses
+import os
+import zipfile
+
+import h5py
+import keras
+
+from transvw_tf2 import errors
+from transvw_tf2.convert import file_size
+from transvw_tf2.convert import keras_h5
+from transvw_tf2.convert import layers as layers_lib
+from transvw_tf2.convert import network as network_lib
+from transvw_tf2.convert import output_file
+from transvw_tf2.convert import report
+from transvw_tf2.convert import torch_pt
+from transvw_tf2.training import checkpoints
+
+KERAS, H5, PT = 'keras', 'h5', 'pt'
+FORMATS = (KERAS, H5, PT)
+_SUFFIXES = {
+  '.keras': KERAS,
+  **dict.fromkeys(('.h5', '.hdf5'), H5),
+  **dict.fromkeys(('.pt', '.pth'), PT),
+}
+_KERAS_CONFIG = 'config.json'
+# A zip archive, a pickle of protocol 2 to 5.
+_TORCH_STARTS = (b'PK\x03\x04', *(b'\x80' + bytes([n]) for n in range(2, 6)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Conversion:
+  """What a conversion did.
+
+  Attributes:
+    rows: one for every tensor of the input.
+    notes: lines for the user: what network it is, what to know about it.
+  """
+
+  rows: list[report.Row]
+  notes: list[str]
+
+
+def read(path: str) -> network_lib.Source:
+  """Reads weights of any format, which the content tells.
+
+  Args:
+    path: an official .h5, a .pt of the PyTorch release, a .keras file or the
+      folder of a run, whose best checkpoint is taken.
+
+  Raises:
+    errors.UserError: there is nothing, or nothing of these.
+  """
+  if os.path.isdir(path):
+    model, _ = checkpoints.load_model(path)
+    return network_lib.from_model(model, path)
+  try:
+    with open(path, 'rb') as file:
+      start = file.read(4)
+  except OSError as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({error.strerror}): wanted a file of weights'
+      ' (.h5, .pt, .keras) or the --workdir of a run'
+    ) from error
+  if h5py.is_hdf5(path):
+    return keras_h5.read(path)
+  if _is_keras(path):
+    return _read_keras(path)
+  if start.startswith(_TORCH_STARTS):
+    return torch_pt.read(path)
+  raise errors.UserError(
+    f'{path} is neither HDF5 (.h5) nor of PyTorch (.pt) nor of Keras (.keras),'
+    ' or its beginning is lost: download it again'
+  )
+
+
+def _is_keras(path) -> bool:
+  if not zipfile.is_zipfile(path):
+    return False
+  with zipfile.ZipFile(path) as archive:
+    return _KERAS_CONFIG in archive.namelist()
+
+
+def _read_keras(path) -> network_lib.Source:
+  with zipfile.ZipFile(path) as archive:
+    file_size.check(path, sum(one.file_size for one in archive.infolist()))
+  try:
+    model = keras.saving.load_model(path, compile=False)
+  except Exception as error:  # Keras raises many kinds for a broken file
+    raise errors.UserError(
+      f'{path} cannot be loaded ({" ".join(str(error).split())[:200]}): wanted'
+      ' a network of this package, in a file named .keras'
+    ) from error
+  return network_lib.from_model(model, path)
+
+
+def convert(
+  source: str,
+  output: str,
+  output_format: str | None = None,
+  allow_missing: Collection[str] = (),
+) -> Conversion:
+  """Converts weights from any format to any that can hold them.
+
+  Args:
+    source: see `read`.
+    output: file to write; replaced if it is there.
+    output_format: one of FORMATS; by default that of the name of `output`.
+    allow_missing: 'head', 'decoder': parts that may be missing in the source,
+      and are then in the output neither.
+
+  Raises:
+    errors.UserError: the source cannot be read whole, or the output cannot be
+      written; nothing is then.
+  """
+  output_format = _output_format(output, output_format)
+  wrong = set(allow_missing) - set(network_lib.MAY_BE_MISSING)
+  if wrong:
+    raise errors.UserError(
+      f'--allow_missing {",".join(sorted(wrong))}: wanted'
+      f' {" or ".join(network_lib.MAY_BE_MISSING)}, for nothing is of use'
+      ' without an encoder'
+    )
+  network = network_lib.fit(read(source), allow_missing)
+  if os.path.exists(output) and os.path.samefile(source, output):
+    raise errors.UserError(
+      f'--output {output} is the --input: give another name'
+    )
+  if output_format == H5:
+    targets = keras_h5.write(output, network)
+  elif output_format == PT:
+    targets = torch_pt.write(output, network)
+  else:
+    targets = _write_keras(output, network)
+  rows = [
+    report.Row(
+      source=network.origins[name],
+      target=targets[name],
+      shape=shape,
+      state=report.LOADED,
+      why=f'of the {row.part}',
+    )
+    for row in layers_lib.table(network.sizes)
+    for weight, shape in row.shapes.items()
+    if (name := row.weight_name(weight))
+  ]
+  return Conversion([*rows, *network.left_out], [*_describe(network)])
+
+
+def _describe(network):
+  count = sum(
+    array.size for one in network.weights.values() for array in one.values()
+  )
+  yield f'network: {network.sizes}; {count} numbers'
+  yield from network.notes
+
+
+def _write_keras(path, network) -> dict[str, str]:
+  model = network_lib.build(network)
+  with output_file.replacing(path, suffix='.keras') as partial:
+    model.save(partial)
+  return {name: name for name in network.origins}
+
+
+def _output_format(output, output_format) -> str:
+  suffix = os.path.splitext(output)[1].lower()
+  named = _SUFFIXES.get(suffix)
+  if output_format is None and named is None:
+    raise errors.UserError(
+      f'--output {output} ends in none of {", ".join(_SUFFIXES)}: give --format'
+    )
+  chosen = output_format or named
+  # Keras itself, and so train.start_from, goes by the name.
+  if (chosen == KERAS) != (named == KERAS):
+    raise errors.UserError(
+      f'--output {output}: a file of --format keras, and no other, ends in'
+      ' .keras: give such a name'
+    )
+  return chosen

@@ -1,0 +1,59 @@
+"""Makes the model that `transvw_tf2.convert.load` returns."""
+
+from collections.abc import Collection
+
+import keras
+
+from transvw_tf2 import errors
+from transvw_tf2.convert import files
+from transvw_tf2.convert import network as network_lib
+from transvw_tf2.models import torch_variant
+from transvw_tf2.models import unet3d
+
+
+@keras.saving.register_keras_serializable(package='transvw_tf2')
+class RestorationNet(unet3d.UNet3D):
+  """A U-Net whose outputs have names, like those of the other networks."""
+
+  def call(self, cubes, training=None):
+    """Returns a dict of float32: `restored`, as UNet3D, and `embedding`."""
+    bottleneck, skips = self.encoder(cubes, training=training)
+    return {
+      'restored': self.restore(bottleneck, skips, training=training),
+      'embedding': self.global_pool(bottleneck),
+    }
+
+  def compute_output_shape(self, cubes_shape):
+    return {
+      'restored': super().compute_output_shape(cubes_shape),
+      'embedding': (cubes_shape[0], self.embedding_size),
+    }
+
+
+def load(
+  path: str, batch_statistics: bool, allow_missing: Collection[str]
+) -> keras.Model:
+  """Loads a network; see transvw_tf2.convert.load."""
+  source = files.read(path)
+  network = network_lib.fit(source, allow_missing)
+  model = source.model or network_lib.build(network)
+  if batch_statistics:
+    if not isinstance(model, torch_variant.TorchVisualWordNet):
+      raise errors.UserError(
+        f'{path} is not of the PyTorch release, which alone normalises by the'
+        ' statistics of a batch: leave batch_statistics off'
+      )
+    return _rebuild(
+      torch_variant.TorchVisualWordNet, model, batch_statistics=True
+    )
+  if type(model) is unet3d.UNet3D:
+    return _rebuild(RestorationNet, model)
+  return model
+
+
+def _rebuild(kind, model, **changes) -> keras.Model:
+  """Returns a model of a kind with the configuration and weights of another."""
+  copy = kind.from_config(model.get_config() | changes)
+  copy.build((None, None, None, None, 1))
+  copy.set_weights(model.get_weights())
+  return copy

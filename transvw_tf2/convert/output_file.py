@@ -1,0 +1,38 @@
+"""Writes a file under another name first, so that it is whole or not there."""
+
+from collections.abc import Iterator
+import contextlib
+import os
+import uuid
+
+from transvw_tf2 import errors
+
+
+@contextlib.contextmanager
+def replacing(path: str, suffix: str = '') -> Iterator[str]:
+  """Gives a name to write to, which becomes `path` when all went well.
+
+  Args:
+    path: the file.
+    suffix: end of the name given, for writers that go by it.
+
+  Raises:
+    errors.UserError: it cannot be written.
+  """
+  folder = os.path.dirname(os.path.abspath(path))
+  if os.path.isdir(path) or not os.path.isdir(folder):
+    raise errors.UserError(
+      f'{path} cannot be written: wanted a file in a folder that exists'
+    )
+  # Beside it, so that the rename stays within one file system.
+  partial = f'{path}.partial-{uuid.uuid4().hex[:8]}{suffix}'
+  try:
+    yield partial
+    os.replace(partial, path)
+  except OSError as error:
+    raise errors.UserError(
+      f'{path} cannot be written ({error}): wanted a file in a writable folder'
+    ) from error
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(partial)

@@ -1,0 +1,239 @@
+"""The PyTorch release: a state_dict in a file of torch.save.
+
+A dictionary of epoch, state_dict, optimizer_state_dict and more, in the old
+format that is no zip archive; only state_dict is of use. PyTorch is an optional
+package (`pip install 'transvw-tf2[torch]'`), and it reads with
+`weights_only=True`: no code in a file is ever run.
+
+In the release batches are normalised by their own statistics in evaluation too;
+the running ones are in the file and are converted.
+"""
+
+from collections.abc import Iterator
+from collections.abc import Mapping
+import contextlib
+import re
+import warnings
+import zipfile
+
+import numpy as np
+
+from transvw_tf2 import errors
+from transvw_tf2.convert import file_size
+from transvw_tf2.convert import layers as layers_lib
+from transvw_tf2.convert import network as network_lib
+from transvw_tf2.convert import output_file
+from transvw_tf2.convert import report
+from transvw_tf2.models import torch_variant
+
+_STATE = 'state_dict'
+# Of DataParallel and of the classifier around the network.
+_PREFIXES = ('module.', 'classficationNet.')
+_COUNTER = 'num_batches_tracked'
+_REASONS = (
+  (f'.{_COUNTER}', 'counts batches, of no use with a fixed momentum'),
+  ('projection_head.', 'used in pre-training only'),
+  ('prototypes.', 'used in pre-training only'),
+)
+_NOTE = (
+  'batch normalisation: converted with the running statistics; the PyTorch'
+  ' release normalises each batch by its own statistics, in evaluation too, so'
+  ' that its outputs differ: transvw_tf2.convert.load(path,'
+  ' batch_statistics=True) does the same'
+)
+# Before it, weights_only could be made to run code (CVE-2025-32434).
+_SAFE_VERSION = (2, 6)
+
+
+def read(path: str) -> network_lib.Source:
+  """Reads the weights of a file without running anything in it.
+
+  Args:
+    path: what torch.save wrote: a state_dict, or a dictionary with one.
+
+  Returns:
+    Its tensors, by the names of layers.table.
+
+  Raises:
+    errors.UserError: PyTorch is missing, or the file is cut or holds more than
+      tensors and numbers.
+  """
+  torch = _import_torch(path)
+  stored = _load(torch, path)
+  found = dict(_tensors(torch, stored, '', set()))
+  declared = sum(one.numel() * one.element_size() for one in found.values())
+  file_size.check(path, declared)
+  state, prefix = stored, ''
+  if isinstance(stored, Mapping) and _STATE in stored:
+    state, prefix = stored[_STATE], f'{_STATE}.'
+  if not isinstance(state, Mapping) or not all(
+    isinstance(key, str) and isinstance(value, torch.Tensor)
+    for key, value in state.items()
+  ):
+    raise errors.UserError(
+      f'{path} has no {_STATE} of tensors, wanted the PyTorch release of'
+      ' TransVW or Models Genesis (.pt)'
+    )
+  names = _our_names(state)
+  tensors, ignored = [], []
+  for key, tensor in state.items():
+    plain = _strip(key)
+    why = next((why for part, why in _REASONS if part in f'.{plain}'), None)
+    if why:
+      ignored.append(report.left_out(key, tensor.shape, why))
+      continue
+    if tensor.layout != torch.strided or not tensor.dtype.is_floating_point:
+      raise errors.UserError(
+        f'{path} has {key} of type {tensor.dtype}, wanted dense floating point'
+        ' numbers'
+      )
+    module, _, weight = plain.rpartition('.')
+    layer, weight = names.get(plain, (module, weight))
+    array = tensor.detach().to(torch.float32).numpy()
+    array = np.ascontiguousarray(layers_lib.from_torch(array))
+    tensors.append(network_lib.Tensor(key, layer, weight, array))
+  ignored += [
+    report.left_out(name, tensor.shape, 'not of the network')
+    for name, tensor in found.items()
+    if prefix and not name.startswith(prefix)
+  ]
+  return network_lib.Source(
+    path=path,
+    tensors=tensors,
+    ignored=ignored,
+    epsilon=torch_variant.EPSILON,
+    notes=[_NOTE],
+  )
+
+
+def write(path: str, network: network_lib.Network) -> dict[str, str]:
+  """Writes a network as the PyTorch release has it, in the old format.
+
+  Args:
+    path: file to write.
+    network: of the kind of the release.
+
+  Returns:
+    Name in the file by name here, both of weights.
+
+  Raises:
+    errors.UserError: PyTorch is missing, it is another kind of network, or the
+      file cannot be written.
+  """
+  torch = _import_torch(path)
+  rows = layers_lib.table(network.sizes)
+  if not network.is_torch or not all(row.module for row in rows):
+    raise errors.UserError(
+      f'{path}: a .pt file holds the network of the PyTorch release (transposed'
+      ' upsampling, a head of one dense layer, epsilon 1e-5), and this is that'
+      ' of Keras: write .keras or .h5'
+    )
+  state, targets = {}, {}
+  for row in rows:
+    for weight, array in network.weights[row.name].items():
+      key = row.torch_name(weight)
+      values = np.array(layers_lib.to_torch(array), order='C')
+      state[key] = torch.from_numpy(values)
+      targets[row.weight_name(weight)] = key
+    if 'gamma' in row.shapes:
+      state[f'{row.module}.{_COUNTER}'] = torch.tensor(0)
+  with output_file.replacing(path) as partial:
+    torch.save({_STATE: state}, partial, _use_new_zipfile_serialization=False)
+  return targets
+
+
+def _import_torch(path):
+  """Returns the module torch; imported here, for it is optional and slow."""
+  install = "pip install 'transvw-tf2[torch]'"
+  try:
+    import torch
+  except ImportError as error:
+    raise errors.UserError(
+      f'{path} is of PyTorch, which is not installed: {install}'
+    ) from error
+  version = tuple(
+    int(part) for part in re.findall(r'\d+', torch.__version__)[:2]
+  )
+  if version < _SAFE_VERSION:
+    raise errors.UserError(
+      f'{path} needs PyTorch 2.6 or later to be read safely, found'
+      f' {torch.__version__}: {install} --upgrade'
+    )
+  return torch
+
+
+def _load(torch, path):
+  """Returns what is stored: dictionaries, numbers and tensors, or an error."""
+  # Numbers of NumPy 1 and 2, which the release keeps its best loss in.
+  numbers = [
+    np.dtype,
+    type(np.dtype('float64')),
+    type(np.dtype('float32')),
+    type(np.dtype('int64')),
+    *(
+      (np._core.multiarray.scalar, f'numpy.{core}.multiarray.scalar')
+      for core in ('core', '_core')
+    ),
+  ]
+  with (
+    contextlib.suppress(zipfile.BadZipFile),
+    zipfile.ZipFile(path) as archive,
+  ):
+    file_size.check(path, sum(one.file_size for one in archive.infolist()))
+  try:
+    with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
+      warnings.simplefilter('ignore')  # an error is one line
+      return torch.load(path, map_location='cpu', weights_only=True)
+  # It raises many kinds for a broken file.
+  except Exception as error:
+    raise errors.UserError(
+      f'{path} cannot be read without running code in it, or is cut'
+      f' ({" ".join(str(error).split())[:160]}): nothing in it was run; wanted'
+      ' weights of PyTorch (.pt)'
+    ) from error
+
+
+def _tensors(torch, item, name, seen) -> Iterator[tuple[str, object]]:
+  """Yields the tensors at or below an item, with where they are."""
+  if isinstance(item, torch.Tensor):
+    yield name, item
+    return
+  if id(item) in seen:  # it may hold itself
+    return
+  seen.add(id(item))
+  if isinstance(item, Mapping):
+    for key, value in item.items():
+      where = f'{name}.{key}' if name else str(key)
+      yield from _tensors(torch, value, where, seen)
+  elif isinstance(item, list | tuple):
+    for number, value in enumerate(item):
+      yield from _tensors(torch, value, f'{name}.{number}', seen)
+
+
+def _strip(key: str) -> str:
+  while key.startswith(_PREFIXES):
+    key = key.partition('.')[2]
+  return key
+
+
+def _our_names(state) -> dict[str, tuple[str, str]]:
+  """Returns layer and weight by key without prefixes."""
+  keys = '\n'.join(map(_strip, state))
+  # Modules are named for 64 * 2^level; the decoder has a level less.
+  levels = [
+    int(filters).bit_length() - 7 + (kind == 'up')
+    for kind, filters in re.findall(r'^(down|up)_tr(\d{1,6})\.', keys, re.M)
+  ]
+  whole = layers_lib.Sizes(
+    base_filters=1,
+    depth=max(levels, default=0) + 1,
+    has_decoder=True,
+    transposed=True,
+    num_words=1,
+    head_filters=1,
+  )
+  return {
+    row.torch_name(weight): (row.name, weight)
+    for row in layers_lib.table(whole)
+    for weight in row.shapes
+  }
