@@ -20,6 +20,8 @@ VALIDATION_RESOLUTIONS = (0,)
 
 TRAIN = 'train'
 VALIDATION = 'validation'
+# Of target tasks.
+TEST = 'test'
 # LUNA16 folds 7-9 are held out for target tasks.
 HELD_OUT = 'held_out'
 

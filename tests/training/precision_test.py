@@ -64,11 +64,11 @@ def test_a_scaled_loss_gives_the_same_steps():
 
 _TWO_REPLICAS = """
 import keras, numpy as np, tensorflow as tf
-from transvw_tf2.training import devices, step
+from transvw_tf2.training import devices, step, tasks
 
 strategy = devices.make_strategy('cpu:2')
 
-class Task:
+class Task(tasks.Task):
   metrics = ('loss',)
   def make_inputs(self, batch, seeds):
     return batch['cube']

@@ -57,7 +57,7 @@ def write(folder, shards: int = 2) -> str:
   ):
     cubes, words = make_cubes(count, seed)
     splits[split] = {'cube': cubes, 'word': words}
-  return _write(folder, 'tiny_cubes', splits, features, shards)
+  return write_splits(folder, 'tiny_cubes', splits, features, shards)
 
 
 def write_thumbnails(folder, splits: dict[str, np.ndarray]) -> str:
@@ -80,10 +80,11 @@ def write_thumbnails(folder, splits: dict[str, np.ndarray]) -> str:
     }
     for split, thumbnails in splits.items()
   }
-  return _write(folder, 'tiny_thumbnails', arrays, features, shards=2)
+  return write_splits(folder, 'tiny_thumbnails', arrays, features, shards=2)
 
 
-def _write(folder, name, splits, features, shards) -> str:
+def write_splits(folder, name, splits, features, shards) -> str:
+  """Writes arrays by split and feature; returns the folder of the version."""
   builder = tfds.dataset_builders.TfDataBuilder(
     name=name,
     config='default',

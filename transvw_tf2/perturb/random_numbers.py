@@ -35,6 +35,7 @@ class Stream(enum.IntEnum):
   INPAINT = 6
   OUTPAINT = 7
   FILL = 8
+  MIRROR = 9
 
 
 def threefry(key, counter):

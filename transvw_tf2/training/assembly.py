@@ -12,7 +12,9 @@ from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
+from transvw_tf2.training import freezing as freezing_lib
 from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import label_fraction
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import step as step_lib
 from transvw_tf2.training import tasks
@@ -33,7 +35,8 @@ class Run:
     data: what it is trained on.
     num_steps: steps in an epoch, by split.
     model: built, in the strategy's scope.
-    optimizer: built on the model's variables.
+    optimizer: built on the model's variables, frozen ones too.
+    freezing: which of them learn.
     schedule: of the learning rate.
     early_stopping: ends the run.
     own_statistics: whether each replica normalises for itself.
@@ -50,6 +53,7 @@ class Run:
   num_steps: dict[str, int]
   model: keras.Model
   optimizer: keras.optimizers.Optimizer
+  freezing: freezing_lib.Freezing
   schedule: tf.Module
   early_stopping: tf.Module
   own_statistics: bool
@@ -111,7 +115,13 @@ def assemble(
   keras.utils.set_random_seed(settings.seed)
   with strategy.scope():
     task = settings.task()
+  if task.augments and settings.inputs_in_pipeline:
+    raise errors.UserError(
+      f'train.inputs_in_pipeline is True, but {type(task).__name__} perturbs'
+      ' nothing: leave it out'
+    )
   data = input_pipeline.open_data(settings.data_dir, task.features)
+  data = label_fraction.select(data, settings.label_fraction, settings.seed)
   num_steps = {
     split: input_pipeline.steps_per_epoch(data, split, settings.batch_size)
     for split in (schema.TRAIN, schema.VALIDATION)
@@ -139,6 +149,7 @@ def assemble(
     data=data,
     num_steps=num_steps,
     model=model,
+    freezing=settings.freezing(),
     own_statistics=replicas > 1 and not synchronized,
     progress=progress,
     checkpoints=checkpoints.Checkpoints(
@@ -187,7 +198,7 @@ def _describe(workdir, settings, task, data):
       'model': model,
       'volume': data.volume,
       'shape': data.shape,
-      'examples': data.sizes,
+      'examples': data.sizes | data.selected,
       'batch_size': settings.batch_size,
       'accumulation': settings.accumulation,
       'precision': settings.precision,

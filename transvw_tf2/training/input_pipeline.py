@@ -34,11 +34,18 @@ INTERLEAVE = 16
 CUBES_AND_WORDS = ('cube', 'word')
 # What the autoencoder reads.
 THUMBNAILS = ('thumbnail',)
-# What writes a data set with these volumes.
+# What target tasks read: a cube and its class, or its mask.
+CUBES_AND_LABELS = ('cube', 'label')
+CUBES_AND_MASKS = ('cube', 'mask')
+# What writes a data set with such features.
 _MADE_BY = {
-  'cube': '`tfds build transvw_luna16`',
-  'thumbnail': '`python -m beam_jobs.index_scans`',
+  CUBES_AND_WORDS: '`tfds build transvw_luna16`',
+  ('cube',): '`tfds build transvw_luna16`',
+  THUMBNAILS: '`python -m beam_jobs.index_scans`',
+  CUBES_AND_LABELS: '`tfds build luna16_nodules` or `labelled_scans`',
+  CUBES_AND_MASKS: '`tfds build luna16_nodules` or `labelled_scans`',
 }
+_ANY_BUILDER = 'its builder'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +59,10 @@ class Data:
     shape: (x, y, z) of a volume in voxels.
     words: names of the visual words where they are read, C = len(words).
     sizes: examples per split.
+    classes: names of the classes where `label` is read.
     records: string (N,) by split, what `make_dataset` keeps in memory.
+    selected: examples by split where `records` are only some of them, see
+      label_fraction; an epoch is as long as with all, so that they recur.
   """
 
   data_dir: str
@@ -61,9 +71,11 @@ class Data:
   shape: tuple[int, int, int]
   words: tuple[str, ...]
   sizes: dict[str, int]
+  classes: tuple[str, ...] = ()
   records: dict[str, tf.Tensor] = dataclasses.field(
     default_factory=dict, repr=False, compare=False
   )
+  selected: dict[str, int] = dataclasses.field(default_factory=dict)
 
   @property
   def volume(self) -> str:
@@ -82,13 +94,15 @@ class Data:
   @property
   def made_by(self) -> str:
     """What builds such data, for messages."""
-    return _MADE_BY.get(self.volume, 'its builder')
+    return _made_by(self.features)
 
-  def make_decoder(self) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
-    """Returns what reads the features out of a record, a string ()."""
+  def make_decoder(
+    self, features: Sequence[str] = ()
+  ) -> Callable[[tf.Tensor], dict[str, tf.Tensor]]:
+    """Returns what reads features, all by default, out of a string ()."""
     found = self.builder.info.features
     wanted = tfds.features.FeaturesDict(
-      {name: found[name] for name in self.features}
+      {name: found[name] for name in features or self.features}
     )
     return wanted.deserialize_example
 
@@ -99,7 +113,13 @@ class Data:
     return dict(zip(paths, info.shard_lengths, strict=True))
 
 
-def find_data_dir(data_dir: str, made_by: str = _MADE_BY['cube']) -> str:
+def _made_by(features) -> str:
+  return _MADE_BY.get(tuple(features[:2]), _ANY_BUILDER)
+
+
+def find_data_dir(
+  data_dir: str, made_by: str = _MADE_BY[CUBES_AND_WORDS]
+) -> str:
   """Returns the folder of the only data set version at or below `data_dir`.
 
   Args:
@@ -147,7 +167,7 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
     UserError: no readable data set with these features is there, or a shard is
       missing or not as long as it was when it was written.
   """
-  made_by = _MADE_BY.get(features[0], 'its builder')
+  made_by = _made_by(features)
   if not data_dir:
     raise errors.UserError(
       f'no data set is given: add --data DIR, the folder that {made_by} wrote'
@@ -171,15 +191,17 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
       f'data set {data_dir} has features {sorted(found)}, wanted also '
       f'{sorted(missing)}: give one of {made_by} as --data'
     )
-  words = found['word'].names if 'word' in features else ()
-  if 'word' in features and not words:
-    raise errors.UserError(f'data set {data_dir} names no words: build it anew')
+  words, classes = (
+    _names_of(found, name, data_dir) if name in features else ()
+    for name in ('word', 'label')
+  )
   data = Data(
     data_dir=data_dir,
     builder=builder,
     features=tuple(features),
     shape=tuple(found[features[0]].shape),
-    words=tuple(words),
+    words=words,
+    classes=classes,
     sizes={
       name: split.num_examples for name, split in builder.info.splits.items()
     },
@@ -187,6 +209,15 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
   for split in data.sizes:
     damaged_data.check_shards(data, split)
   return data
+
+
+def _names_of(features, name, data_dir) -> tuple[str, ...]:
+  names = getattr(features[name], 'names', None)
+  if not names:
+    raise errors.UserError(
+      f'data set {data_dir} names no {name}s: build it anew'
+    )
+  return tuple(names)
 
 
 def steps_per_epoch(data: Data, split: str, batch_size: int) -> int:
@@ -217,6 +248,7 @@ def make_dataset(
   interleave: int = INTERLEAVE,
   skip_steps: int = 0,
   cache: str | None = None,
+  in_order: bool = False,
   map_batch: Callable | None = None,
   input_context: tf.distribute.InputContext | None = None,
 ) -> tf.data.Dataset:
@@ -229,7 +261,7 @@ def make_dataset(
 
   Args:
     data: an opened data set, or the folder of one of cubes and words.
-    split: schema.TRAIN or schema.VALIDATION.
+    split: schema.TRAIN, schema.VALIDATION or schema.TEST.
     batch_size: examples per step over all replicas of all workers.
     seed: seed of the run.
     epoch: number of the epoch.
@@ -242,15 +274,17 @@ def make_dataset(
     cache: IN_MEMORY keeps the split, as it is on disk, in `data`, so that later
       epochs read no files: 256 KiB for a cube on each worker, read before the
       first batch. The order does not depend on it.
+    in_order: gives all of `train` in its order too, as of the other splits.
     map_batch: applied to each batch, several at a time.
     input_context: in a distributed run, which part of each batch this worker
       wants; batches then are those of one replica, in the order of replicas.
 
   Returns:
     Dataset of dicts: the volume by its name, float32 (B, x, y, z, 1) in
-    [0, 1]; the other features, such as `word`, int32 (B,); `index` int32 (B,),
-    place in the epoch; `weight` float32 (B,), 1, or 0 for padding. Or what
-    `map_batch` makes of one.
+    [0, 1]; the other features, such as `word`, int32 (B,), or float32
+    (B, x, y, z, 1) as `mask`, or string (B,); `index` int32 (B,), place in the
+    epoch; `weight` float32 (B,), 1, or 0 for padding. Or what `map_batch` makes
+    of one.
 
   Raises:
     UserError: see steps_per_epoch and open_data. What reading raises is an
@@ -258,13 +292,16 @@ def make_dataset(
   """
   if isinstance(data, str):
     data = open_data(data)
-  steps = steps_per_epoch(data, split, batch_size)
+  shuffled = split == schema.TRAIN and not in_order
+  steps = -(-data.size(split) // batch_size)
+  if shuffled:
+    steps = steps_per_epoch(data, split, batch_size)
   _check_settings(interleave, cache)
   if cache:
     _keep_in_memory(data, split, interleave)
   # Folded into one number: neighbouring epochs and seeds must not collide.
   order_seed = schema.stable_hash(f'{seed}/{epoch}') >> 1
-  if split == schema.TRAIN:
+  if shuffled:
     dataset = _order(data, split, interleave, order_seed, shuffle_buffer)
   else:
     # The last batch is filled from the beginning.
@@ -316,10 +353,20 @@ def _options():
 
 
 def _keep_in_memory(data, split, interleave):
-  """Reads all records of a split, in the order of the shards, into `data`."""
-  if split in data.records:
-    return
-  logging.info('reading %s of %s into memory', split, data.data_dir)
+  """Puts all records of a split into `data`."""
+  if split not in data.records:
+    logging.info('reading %s of %s into memory', split, data.data_dir)
+    data.records[split] = read_records(data, split, interleave)
+
+
+def read_records(
+  data: Data, split: str, interleave: int = INTERLEAVE
+) -> tf.Tensor:
+  """Returns the records of a split in the order of the shards, string (N,).
+
+  Raises:
+    UserError: a shard is damaged.
+  """
   shards = data.shards(split)
   records = tf.data.Dataset.from_tensor_slices(list(shards)).interleave(
     tf.data.TFRecordDataset,
@@ -332,7 +379,7 @@ def _keep_in_memory(data, split, interleave):
   with damaged_data.explain(data, split):
     records = records.apply(tf.data.experimental.assert_cardinality(size))
     # Moved, not copied: at no time is there more than one copy in memory.
-    data.records[split] = records.batch(size).get_single_element()
+    return records.batch(size).get_single_element()
 
 
 def _order(data, split, interleave, seed=None, shuffle_buffer=1):
@@ -341,6 +388,8 @@ def _order(data, split, interleave, seed=None, shuffle_buffer=1):
   Returns:
     Dataset of string () records, or of int64 () places in data.records[split].
   """
+  if split in data.selected:
+    return _order_selected(data, split, seed)
   shards = data.shards(split)
   sizes = np.array(list(shards.values()), np.int64)
   ends = np.cumsum(sizes)
@@ -375,6 +424,15 @@ def _order(data, split, interleave, seed=None, shuffle_buffer=1):
   return dataset
 
 
+def _order_selected(data, split, seed):
+  """Returns the places of an epoch in which the selected examples recur."""
+  size = data.size(split)
+  places = tf.data.Dataset.range(size)
+  if seed is not None:
+    places = places.shuffle(size, seed=seed, reshuffle_each_iteration=False)
+  return places.map(lambda place: place % data.selected[split])
+
+
 def _decoder(data, split):
   """Returns what decodes an element of `_order`."""
   decode = data.make_decoder()
@@ -394,9 +452,18 @@ def _to_example(data, split):
     volume = tf.cast(example[data.volume], tf.float32)[..., tf.newaxis]
     return {
       data.volume: schema.scale_hu(volume),
-      **{name: tf.cast(example[name], tf.int32) for name in data.features[1:]},
+      **{name: _convert(example[name]) for name in data.features[1:]},
       'index': tf.cast(index, tf.int32),
       'weight': tf.cast(index < size, tf.float32),
     }
 
   return convert
+
+
+def _convert(value):
+  """Returns a feature beside the volume in the type that tasks expect."""
+  if value.dtype == tf.string:
+    return value
+  if value.shape.rank == 3:
+    return tf.cast(value, tf.float32)[..., tf.newaxis]
+  return tf.cast(value, tf.int32)

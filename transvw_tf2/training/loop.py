@@ -88,6 +88,7 @@ class _Loop:
     """Restores the latest checkpoint, if any, and runs the other epochs."""
     self._restore_or_begin()
     run, progress = self._run, self._progress
+    run.freezing.apply(run.model, progress.epoch + 1)
     self._steps = run.make_steps()
     self._reports = reports.Reports(
       run.workdir if run.is_chief else None, progress.epoch
@@ -178,6 +179,8 @@ class _Loop:
     run = self._run
     start = time.monotonic()
     epoch = self._progress.epoch + 1
+    if run.freezing.apply(run.model, epoch):
+      self._steps = run.make_steps()
     first_step = self._progress.step
     with damaged_data.explain(run.data, schema.TRAIN):
       trained = self._train_epoch(epoch)
@@ -318,8 +321,9 @@ class _Loop:
         self._stop_if_asked()
     totals = sums.values()
     weight = totals.pop('weight')
-    metrics = self._run.task.metrics
-    return {name: totals.pop(name) / weight for name in metrics}, totals
+    task = self._run.task
+    means = {name: totals.pop(name) / weight for name in task.metrics}
+    return means | task.summarize(totals), totals
 
   def _distribute(self, split, epoch=0, skip_steps=0):
     run, settings = self._run, self._settings

@@ -8,9 +8,11 @@ import gin
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2.training import freezing as freezing_lib
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import schedules
 from transvw_tf2.training import step
+from transvw_tf2.training import target_tasks  # noqa: F401, for gin
 from transvw_tf2.training import tasks
 
 # Keras dtype policies by what people call them.
@@ -35,6 +37,9 @@ class Settings:
     task: makes the task.
     start_from: earlier run or file whose weights the network begins with, see
       `initial_weights.start_from`; empty for random ones.
+    freezing: makes the rule which layers learn, see `freezing.Freezing`.
+    label_fraction: of the training patients whose examples are used, see
+      `label_fraction.select`.
     batch_size: examples per step over all replicas of all workers.
     accumulation: parts into which the batch of a replica is divided for less
       memory, see `step.Steps`. Doubled by itself where memory is short.
@@ -62,6 +67,8 @@ class Settings:
   data_dir: str = ''
   task: Callable[[], tasks.Task] = tasks.Pretrain
   start_from: str = ''
+  freezing: Callable[[], freezing_lib.Freezing] = freezing_lib.Freezing
+  label_fraction: float = 1.0
   batch_size: int = 8
   accumulation: int = 1
   epochs: int = 10000

@@ -123,7 +123,7 @@ class Steps:
 
     Args:
       strategy: of the run.
-      model: built in the strategy's scope.
+      model: built in the strategy's scope; what is frozen stays so.
       optimizer: built on the model's variables in the same scope; with a
         keras.optimizers.LossScaleOptimizer losses are scaled.
       task: see tasks.Task.
@@ -154,7 +154,9 @@ class Steps:
     if network:
       self._gradients = tf.function(self._gradients_of, jit_compile=True)
       self._evaluate = tf.function(self._evaluation_of, jit_compile=True)
-    self._variables = [v.value for v in model.trainable_variables]
+    # Those that are not frozen; the optimizer knows all.
+    self._trainable = list(model.trainable_variables)
+    self._variables = [v.value for v in self._trainable]
     self._scales_loss = isinstance(
       optimizer, keras.optimizers.LossScaleOptimizer
     )
@@ -182,7 +184,7 @@ class Steps:
       if self._scales_loss:
         gradients = _agree_on_finite(gradients)
       self._optimizer.apply_gradients(
-        zip(gradients, self._model.trainable_variables, strict=True)
+        zip(gradients, self._trainable, strict=True)
       )
       return sums
 
@@ -308,6 +310,7 @@ class Steps:
 
   def _gradients_of(self, batch, seed, scale):
     """Returns scaled gradients and sums of the losses on one replica."""
+    batch = self._task.augment(batch, example_seeds(seed, batch['index']))
     inputs = self._make_inputs(batch, seed)
     with tf.GradientTape() as tape:
       outputs = self._model(inputs, training=True)

@@ -27,10 +27,13 @@ class Task:
   Attributes:
     features: what it reads of a data set, see input_pipeline.Data.
     metrics: names of what `losses` returns, `loss` among them.
+    augments: whether it trains on changed examples rather than perturbed
+      inputs.
   """
 
   features: tuple[str, ...]
   metrics: tuple[str, ...]
+  augments: bool = False
 
   def prepare(self, data: input_pipeline.Data) -> None:
     """Takes the opened data; called once, before anything below."""
@@ -45,6 +48,11 @@ class Task:
     """Returns JSON values that must not change within a run."""
     return {}
 
+  def augment(self, batch, seeds):
+    """Returns a batch to train on instead, by int32 (B, 2) seeds."""
+    del seeds
+    return batch
+
   def make_inputs(self, batch, seeds):
     """Returns what the model sees of a batch, from int32 (B, 2) seeds."""
     raise NotImplementedError
@@ -56,6 +64,11 @@ class Task:
   def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
     """Returns what else is summed over validation, weighted by `weight`."""
     del outputs, batch
+    return {}
+
+  def summarize(self, totals: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Returns metrics of all of validation that are no means over examples."""
+    del totals
     return {}
 
   def figures(
@@ -117,7 +130,7 @@ class _WordTask(_CubeTask):
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
   ) -> keras.Model:
     """Returns the network for the words of the data, not yet built."""
-    return _build(
+    return build_model(
       self._model,
       num_words=len(self._words),
       synchronized_batch_norm=synchronized_batch_norm,
@@ -275,7 +288,7 @@ class Restore(_CubeTask):
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
   ) -> keras.Model:
     """Returns the network, not yet built."""
-    return _build(
+    return build_model(
       self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
     )
 
@@ -319,7 +332,7 @@ class Autoencoder(Task):
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
   ) -> keras.Model:
     """Returns the network, not yet built."""
-    return _build(
+    return build_model(
       self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
     )
 
@@ -354,7 +367,8 @@ class Autoencoder(Task):
     return {'input': batch['thumbnail'], 'output': outputs}
 
 
-def _build(model, **settings) -> keras.Model:
+def build_model(model: Callable[..., keras.Model], **settings) -> keras.Model:
+  """Calls what makes a network; a setting that does not fit is a UserError."""
   try:
     return model(**settings)
   except ValueError as error:

@@ -1,0 +1,382 @@
+"""Target tasks: losses and metrics by hand, mirrored cubes, frozen layers."""
+
+import functools
+import itertools
+
+import gin
+import keras
+import numpy as np
+import pytest
+from sklearn import metrics as sklearn_metrics
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from tests.training import tiny_data
+from transvw_tf2 import errors
+from transvw_tf2 import models
+from transvw_tf2.training import checkpoints
+from transvw_tf2.training import devices
+from transvw_tf2.training import freezing
+from transvw_tf2.training import gin_files
+from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import label_fraction
+from transvw_tf2.training import loop
+from transvw_tf2.training import settings as settings_lib
+from transvw_tf2.training import target_tasks
+
+_SHAPE = tiny_data.CUBE_SHAPE
+_SIZES = {'base_filters': 2, 'depth': 2}
+_PATIENTS = 6
+
+
+def _volume(dtype):
+  return tfds.features.Tensor(
+    shape=_SHAPE, dtype=dtype, encoding=tfds.features.Encoding.BYTES
+  )
+
+
+def write_data(folder) -> str:
+  """Writes cubes with a bright box or none: label, mask and patient."""
+  features = tfds.features.FeaturesDict(
+    {
+      'cube': _volume(np.int16),
+      'mask': _volume(np.uint8),
+      'label': tfds.features.ClassLabel(names=['empty', 'box']),
+      'scan_id': tfds.features.Text(),
+    }
+  )
+  splits = {}
+  for split, count, seed in (
+    ('train', 24, 1),
+    ('validation', 10, 2),
+    ('test', 10, 3),
+  ):
+    rng = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    mask = np.zeros((count, *_SHAPE), np.uint8)
+    for one in range(count):
+      x, y = rng.integers(2, 8, 2)
+      mask[one, x : x + 5, y : y + 5, 2:6] = 1
+    mask *= label[:, None, None, None].astype(np.uint8)
+    cube = np.where(mask, 100, -800) + rng.normal(scale=40, size=mask.shape)
+    splits[split] = {
+      'cube': cube.astype(np.int16),
+      'mask': mask,
+      'label': label,
+      'scan_id': [f'{split}.{one // 2 % _PATIENTS}' for one in range(count)],
+    }
+  return tiny_data.write_splits(folder, 'tiny_targets', splits, features, 2)
+
+
+@pytest.fixture(scope='module', name='data_dir')
+def _data_dir(tmp_path_factory):
+  return write_data(tmp_path_factory.mktemp('targets'))
+
+
+def _classification(**settings):
+  model = functools.partial(models.build_classifier, **_SIZES)
+  return target_tasks.Classification(model, **settings)
+
+
+def _segmentation(**settings):
+  model = functools.partial(models.build_unet3d, **_SIZES)
+  return target_tasks.Segmentation(model, **settings)
+
+
+def _train(workdir, data_dir, **settings):
+  return loop.train(
+    str(workdir),
+    devices.make_strategy('cpu'),
+    tiny_data.make_settings(data_dir, **settings),
+  )
+
+
+def test_data_hold_classes_masks_and_patients(data_dir):
+  data = input_pipeline.open_data(
+    data_dir, ('cube', 'mask', 'label', 'scan_id')
+  )
+  assert data.classes == ('empty', 'box')
+  batch = next(iter(input_pipeline.make_dataset(data, 'test', 4)))
+  assert batch['mask'].shape == (4, *_SHAPE, 1)
+  assert batch['mask'].dtype == tf.float32
+  assert set(np.unique(batch['mask'])) == {0.0, 1.0}
+  assert batch['label'].dtype == tf.int32
+  assert batch['scan_id'].numpy()[0].startswith(b'test.')
+
+
+def test_dice_loss_equals_numpy_and_leaves_out_padding():
+  rng = np.random.default_rng(0)
+  outputs = rng.random((3, 4, 4, 2, 1)).astype(np.float32)
+  mask = (rng.random(outputs.shape) < 0.3).astype(np.float32)
+  batch = {'mask': mask, 'weight': tf.constant([1.0, 1.0, 0.0])}
+  loss = _segmentation().losses(outputs, batch, None)['loss']
+  t, y = mask[:2], outputs[:2]
+  want = 1 - (2 * (t * y).sum() + 1) / (t.sum() + y.sum() + 1)
+  np.testing.assert_allclose(loss, np.full(3, want), rtol=1e-6)
+
+
+def test_iou_and_dice_equal_scikit_learn():
+  rng = np.random.default_rng(1)
+  outputs = rng.random((3, 4, 4, 2, 1)).astype(np.float32)
+  mask = (rng.random(outputs.shape) < 0.4).astype(np.float32)
+  weight = tf.constant([1.0, 1.0, 0.0])
+  totals = _segmentation().totals(outputs, {'mask': mask, 'weight': weight})
+  found = _segmentation().summarize(totals)
+  true, scores = mask[:2].ravel(), outputs[:2].ravel()
+  named = scores >= 0.5
+  assert found['iou'] == pytest.approx(
+    sklearn_metrics.jaccard_score(true, named)
+  )
+  assert found['dice'] == pytest.approx(sklearn_metrics.f1_score(true, named))
+  ious = [
+    sklearn_metrics.jaccard_score(
+      true, scores >= np.float32(one), average='macro'
+    )
+    for one in np.arange(0.5, 0.96, 0.05)
+  ]
+  assert found['mean_iou'] == pytest.approx(np.mean(ious))
+
+
+def test_nothing_there_and_nothing_found_is_perfect():
+  counts = np.zeros((10, 2, 2))
+  counts[:, 0, 0] = 5
+  assert target_tasks.summarize_counts(counts)['iou'] == 1.0
+
+
+@pytest.mark.parametrize('classes', [2, 3])
+def test_auc_equals_scikit_learn(classes):
+  rng = np.random.default_rng(2)
+  label = rng.integers(0, classes, 60)
+  scores = rng.random((60, classes)) + 0.8 * np.eye(classes)[label]
+  # On the edges of the bins, so that binning changes nothing.
+  scores = np.floor(scores / scores.sum(1, keepdims=True) * 1000 + 0.5) / 1000
+  outputs = {'probabilities': tf.constant(scores + 1e-6, tf.float32)}
+  batch = {'label': tf.constant(label, tf.int32), 'weight': tf.ones(60)}
+  task = _classification()
+  task.prepare(
+    input_pipeline.Data(
+      data_dir='nowhere',
+      builder=None,
+      features=task.features,
+      shape=_SHAPE,
+      words=(),
+      sizes={},
+      classes=tuple('abc'[:classes]),
+    )
+  )
+  totals = {k: v.numpy() for k, v in task.totals(outputs, batch).items()}
+  areas = [
+    sklearn_metrics.roc_auc_score(label == one, scores[:, one])
+    for one in range(classes)
+  ]
+  want = areas[1] if classes == 2 else np.mean(areas)
+  assert task.summarize(totals)['auc'] == pytest.approx(want)
+  assert set(task.figures(totals)) == {'roc'}
+
+
+def test_a_missing_class_has_no_auc():
+  assert np.isnan(target_tasks.area_under_curve(np.ones(4), np.zeros(4)))
+
+
+def test_cubes_and_masks_are_mirrored_together():
+  cube = tf.random.stateless_uniform((64, *_SHAPE, 1), (1, 2))
+  seeds = tf.stack([tf.range(64), tf.range(64)], axis=1)
+  batch = {'cube': cube, 'mask': cube + 1.0, 'label': tf.range(64)}
+  changed = _segmentation(mirror='xz').augment(batch, seeds)
+  np.testing.assert_array_equal(changed['cube'] + 1.0, changed['mask'])
+  np.testing.assert_array_equal(changed['label'], batch['label'])
+  kinds = {(): 0, (0,): 0, (2,): 0, (0, 2): 0}
+  for before, after in zip(cube.numpy(), changed['cube'].numpy(), strict=True):
+    (kind,) = (
+      axes for axes in kinds if np.array_equal(np.flip(before, axes), after)
+    )
+    kinds[kind] += 1
+  # 16 of each expected, sd 3.5.
+  assert min(kinds.values()) >= 5
+  same = _segmentation().augment(batch, seeds)
+  np.testing.assert_array_equal(same['cube'], cube)
+
+
+@pytest.mark.parametrize('mirror', ['w', 'xx'])
+def test_refuses_axes(mirror):
+  with pytest.raises(errors.UserError, match='mirror is'):
+    _segmentation(mirror=mirror)
+
+
+def test_learns_to_classify_and_goes_on(data_dir, tmp_path):
+  settings = {'task': _classification, 'learning_rate': 1e-2}
+  _train(tmp_path / 'w', data_dir, epochs=3, **settings)
+  rows = _train(tmp_path / 'w', data_dir, epochs=25, **settings)
+  assert [row['epoch'] for row in rows] == list(range(1, 26))
+  assert rows[-1]['train/loss'] < 0.5 * rows[0]['train/loss']
+  assert max(row['validation/auc'] for row in rows) > 0.9
+  model, description = checkpoints.load_model(str(tmp_path / 'w'))
+  assert description['classes'] == ['empty', 'box']
+  assert model.num_classes == 2
+
+
+def test_learns_to_segment(data_dir, tmp_path):
+  rows = _train(
+    tmp_path / 'w',
+    data_dir,
+    task=functools.partial(_segmentation, mirror='xy'),
+    epochs=25,
+    learning_rate=1e-2,
+  )
+  assert rows[-1]['train/loss'] < 0.5 * rows[0]['train/loss']
+  assert max(row['validation/iou'] for row in rows) > 0.5
+
+
+def test_a_fraction_is_of_patients_and_nested(data_dir):
+  data = input_pipeline.open_data(data_dir, ('cube', 'label', 'scan_id'))
+
+  def patients(fraction):
+    selected = label_fraction.select(data, fraction, seed=3)
+    dataset = input_pipeline.make_dataset(selected, 'train', 4, seed=1)
+    found = [one for b in dataset for one in b['scan_id'].numpy().tolist()]
+    assert len(found) == 24  # as long as an epoch of all
+    counts = {one: found.count(one) for one in found}
+    assert max(counts.values()) - min(counts.values()) <= 4
+    return set(found)
+
+  third, half = patients(1 / 3), patients(0.5)
+  assert (len(third), len(half)) == (2, 3)
+  assert third < half
+  assert label_fraction.select(data, 1.0, seed=3) is data
+  other = label_fraction.choose_patients([f'{n}' for n in range(50)], 0.2, 1)
+  assert len(other) == 10
+  assert other != label_fraction.choose_patients(
+    [f'{n}' for n in range(50)], 0.2, 2
+  )
+
+
+def test_refuses_fractions(data_dir):
+  data = input_pipeline.open_data(data_dir, ('cube', 'label', 'scan_id'))
+  for fraction in (0.0, 1.5):
+    with pytest.raises(errors.UserError, match='label_fraction is'):
+      label_fraction.select(data, fraction, seed=1)
+
+
+def test_an_empty_class_is_named(tmp_path):
+  features = tfds.features.FeaturesDict(
+    {
+      'cube': _volume(np.int16),
+      'label': tfds.features.ClassLabel(names=['empty', 'box']),
+      'scan_id': tfds.features.Text(),
+    }
+  )
+  arrays = {
+    'cube': np.zeros((8, *_SHAPE), np.int16),
+    'label': np.arange(8) // 4,
+    'scan_id': [f'{one // 4}' for one in range(8)],
+  }
+  path = tiny_data.write_splits(
+    tmp_path, 'one_class', {'train': arrays}, features, 1
+  )
+  data = input_pipeline.open_data(path, ('cube', 'label'))
+  with pytest.raises(errors.UserError, match="no example of class '"):
+    label_fraction.select(data, 0.5, seed=1)
+
+
+def test_frozen_layers_stay_bit_for_bit(data_dir, tmp_path):
+  rule = functools.partial(freezing.Freezing, ('encoder',))
+  settings = {'task': _classification, 'learning_rate': 1e-2}
+  _train(tmp_path / 'a', data_dir, epochs=1, **settings)
+  before, _ = checkpoints.load_model(str(tmp_path / 'a'))
+  _train(
+    tmp_path / 'b',
+    data_dir,
+    epochs=2,
+    freezing=rule,
+    start_from=str(tmp_path / 'a'),
+    **settings,
+  )
+  after, _ = checkpoints.load_model(str(tmp_path / 'b'), 'latest')
+  for old, new in zip(
+    before.encoder.get_weights(), after.encoder.get_weights(), strict=True
+  ):
+    np.testing.assert_array_equal(old, new)
+  assert np.any(
+    before.cls_output.get_weights()[0] != after.cls_output.get_weights()[0]
+  )
+
+
+def test_layers_thaw_one_by_one_and_on_resuming(data_dir, tmp_path):
+  def snapshot():
+    model, _ = checkpoints.load_model(str(tmp_path / 'w'), 'latest')
+    return [block.get_weights() for block in model.encoder.conv_blocks]
+
+  settings = {
+    'task': _classification,
+    'freezing': functools.partial(freezing.Freezing, ('encoder',), 1),
+  }
+  snapshots = []
+  for epochs in (1, 2, 3):
+    _train(tmp_path / 'w', data_dir, epochs=epochs, **settings)
+    snapshots.append(snapshot())
+  for epoch, (old, new) in enumerate(itertools.pairwise(snapshots), start=2):
+    moved = [
+      any(np.any(a != b) for a, b in zip(one, other, strict=True))
+      for one, other in zip(old, new, strict=True)
+    ]
+    assert moved == [n >= 4 - (epoch - 1) for n in range(4)]
+
+
+def test_refuses_to_freeze_what_is_not_there_and_all():
+  model = models.build_classifier(2, **_SIZES)
+  model.build((None, *_SHAPE, 1))
+  with pytest.raises(errors.UserError, match=r"parts has \['decoder'\]"):
+    freezing.Freezing(('decoder',)).apply(model, 1)
+  with pytest.raises(errors.UserError, match='all of the network'):
+    freezing.Freezing(('encoder', 'classifier')).apply(model, 1)
+  with pytest.raises(errors.UserError, match='unfreeze_epochs is -1'):
+    freezing.Freezing((), -1)
+
+
+def test_inputs_in_pipeline_is_refused(data_dir, tmp_path):
+  with pytest.raises(errors.UserError, match='perturbs nothing'):
+    _train(
+      tmp_path / 'w', data_dir, task=_classification, inputs_in_pipeline=True
+    )
+
+
+@pytest.mark.parametrize(
+  ('run', 'kind'),
+  [
+    ('finetune_classification', target_tasks.Classification),
+    ('finetune_segmentation', target_tasks.Segmentation),
+    ('linear_probe', target_tasks.Classification),
+  ],
+)
+def test_gin_files_parse(run, kind):
+  gin_files.parse([f'gin/runs/{run}.gin'], ['train.start_from = "W"'])
+  try:
+    settings = settings_lib.Settings()
+    assert isinstance(settings.task(), kind)
+    assert settings.start_from == 'W'
+    model = models.build_classifier(2)
+    model.build((None, 16, 16, 16, 1))
+    if run == 'linear_probe':
+      settings.freezing().apply(model, 50)
+      assert len(model.trainable_variables) == 2
+  finally:
+    gin.clear_config()
+
+
+def test_the_classifier_is_the_encoder_with_a_dense_layer(tmp_path):
+  model = models.build_classifier(3, **_SIZES)
+  cubes = tf.random.stateless_uniform((2, *_SHAPE, 1), (1, 2))
+  outputs = model(cubes)
+  bottleneck, _ = model.encoder(cubes)
+  pooled = np.mean(bottleneck, axis=(1, 2, 3))
+  np.testing.assert_allclose(outputs['embedding'], pooled, rtol=1e-5)
+  kernel, bias = model.cls_output.get_weights()
+  logits = pooled @ kernel + bias
+  want = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+  np.testing.assert_allclose(outputs['probabilities'], want, rtol=1e-5)
+  path = str(tmp_path / 'model.keras')
+  model.save(path)
+  np.testing.assert_array_equal(
+    keras.saving.load_model(path)(cubes)['probabilities'],
+    outputs['probabilities'],
+  )
