@@ -1,14 +1,34 @@
 """What the TFDS builders of cubes share: features, config checks, folders."""
 
 from collections.abc import Mapping
+from collections.abc import Sequence
 import dataclasses
 import os
+import sys
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+
+
+class NotForThisTaskError(errors.UserError):
+  """What a data set of one task would be made of is not there."""
+
+
+def leaves_out(name: str, tasks: Sequence[str]) -> bool:
+  """Returns whether a task may be left out: `tfds build` that names none.
+
+  Args:
+    name: of the builder.
+    tasks: its named configs.
+  """
+  words = sys.argv[1:]
+  named = any(word.startswith('--config') for word in words) or any(
+    f'{name}/{task}' in word for word in words for task in tasks
+  )
+  return words[:1] == ['build'] and not named
 
 
 def make_features() -> tfds.features.FeaturesDict:

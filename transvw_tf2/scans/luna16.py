@@ -126,7 +126,9 @@ def read_candidates(folder: str) -> list[Candidate]:
   """
 
   def parse(row):
-    label = {'0': 0, '1': 1}[row['class'].strip()]
+    label = {'0': 0, '1': 1}.get(row['class'].strip())
+    if label is None:
+      raise ValueError(f'class is {row["class"]}, wanted 0 or 1')
     return Candidate(_scan_id(row), _centre(row), label)
 
   return list(_read_rows(folder, CANDIDATES_FILE, parse))

@@ -1,0 +1,249 @@
+"""Cuts the cubes of target tasks: each scan is read once.
+
+No flags and no gin here: a fresh worker process has neither.
+"""
+
+import collections
+from collections.abc import Iterator
+from collections.abc import Sequence
+import csv
+import dataclasses
+import json
+import os
+
+import apache_beam as beam
+import numpy as np
+import tensorflow_datasets as tfds
+import threadpoolctl
+
+from beam_jobs import pipelines
+from transvw_tf2 import errors
+from transvw_tf2 import schema
+from transvw_tf2.scans import luna16
+from transvw_tf2.scans import reader
+from transvw_tf2.scans import target_cubes
+from transvw_tf2.scans import target_places
+
+REJECTED_FILE = 'rejected.csv'
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+  """All cubes wanted from one scan.
+
+  Attributes:
+    scan_file: the scan.
+    split: of its cubes.
+    places: finds the cubes, such as `target_places.AroundPoints`.
+    cube: what a cube is.
+    output: the file to write, of NumPy arrays.
+  """
+
+  scan_file: luna16.ScanFile
+  split: str
+  places: object
+  cube: target_cubes.CubeSize
+  output: str
+
+
+class CutTargetsFn(beam.DoFn):
+  """Reads a scan and writes its cubes to one file.
+
+  Gives a list of (scan id, reason, detail) of what could not be had.
+  """
+
+  def process(self, request: Request) -> Iterator[list[tuple[str, str, str]]]:
+    pipelines.count('scans_read')
+    scan_id = request.scan_file.scan_id
+    try:
+      with threadpoolctl.threadpool_limits(1):
+        found = self._cut(request)
+      rejected = found.rejected
+      pipelines.count('cubes_written', len(found.cubes))
+    except reader.ScanError as error:
+      rejected = [(error.reason, error.detail)]
+    for reason, _ in rejected:
+      pipelines.count(f'rejected_{reason}')
+    yield [(scan_id, reason, detail) for reason, detail in rejected]
+
+  def _cut(self, request: Request) -> target_places.Targets:
+    # Of any size: what a cube lacks is air.
+    scan = reader.read_scan(request.scan_file.path, cube_shape=(1, 1, 1))
+    found = request.places.find(scan)
+    shape = request.cube.shape
+    cubes = np.empty((len(found.cubes), *shape), np.int16)
+    arrays = {
+      'cube': cubes,
+      'label': np.array([one.label for one in found.cubes], np.int64),
+      'number': np.array([one.number for one in found.cubes], np.int64),
+      'origin': np.array([one.box.origin for one in found.cubes], np.int32),
+      'size': np.array([one.box.size for one in found.cubes], np.int32),
+      'spacing': np.array(scan.geometry.spacing, np.float32),
+    }
+    for place, one in enumerate(found.cubes):
+      cubes[place] = target_cubes.cut_cube(scan.hu, one.box, shape)
+    if found.cut_mask:
+      arrays['mask'] = np.array(
+        [found.cut_mask(one.box) for one in found.cubes], np.uint8
+      ).reshape(-1, *shape)
+    temporary = f'{request.output}.{os.getpid()}'
+    with open(temporary, 'wb') as file:
+      np.savez(file, **arrays)
+    os.replace(temporary, request.output)
+    return found
+
+
+def cut_targets(
+  requests: Sequence[Request], folder: str, **engine
+) -> list[tuple[str, str, str]]:
+  """Cuts all cubes, a file per scan.
+
+  Args:
+    requests: what is wanted; their outputs lie in the folder.
+    folder: a folder to make.
+    **engine: see `pipelines.run`.
+
+  Returns:
+    Sorted (scan id, reason, detail) of what could not be had.
+  """
+  os.makedirs(folder)
+  prefix = os.path.join(folder, 'rejected')
+  pipelines.run(
+    beam.Create(list(requests))
+    | 'SpreadRequests' >> beam.Reshuffle()
+    | 'CutTargets' >> beam.ParDo(CutTargetsFn())
+    | 'ToJson' >> beam.Map(json.dumps)
+    | 'WriteRejected' >> beam.io.WriteToText(prefix),
+    **engine,
+  )
+  rejected = []
+  for name in sorted(os.listdir(folder)):
+    if name.startswith('rejected-'):
+      with open(os.path.join(folder, name), encoding='utf-8') as file:
+        for line in file:
+          rejected += [tuple(one) for one in json.loads(line)]
+  return sorted(rejected)
+
+
+def count_examples(
+  requests: Sequence[Request],
+) -> dict[str, collections.Counter[int]]:
+  """Returns how many cubes were cut, by split and number of the class."""
+  counts = {one.split: collections.Counter() for one in requests}
+  for one in requests:
+    if os.path.exists(one.output):  # else the scan was rejected
+      with np.load(one.output, allow_pickle=False) as file:
+        counts[one.split].update(file['label'].tolist())
+  return counts
+
+
+def report(
+  name: str,
+  folder: str,
+  requests: Sequence[Request],
+  rejected: Sequence[tuple[str, str, str]],
+  classes: Sequence[str] = (),
+) -> None:
+  """Writes rejected.csv; says what was found, or that it is of no use.
+
+  Args:
+    name: of the config, for messages.
+    folder: of the data set.
+    requests: whose cubes were cut.
+    rejected: (scan id, reason, detail).
+    classes: their names, none with masks.
+
+  Raises:
+    UserError: no cube to train on, or none of a class.
+  """
+  path = os.path.join(folder, REJECTED_FILE)
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    table = csv.writer(file, lineterminator='\n')
+    table.writerow(['scan', 'reason', 'detail'])
+    table.writerows(rejected)
+  counts = count_examples(requests)
+  parts = []
+  for split, of_split in counts.items():
+    text = f'{split} {sum(of_split.values())}'
+    named = [f'{of_split[n]} {one}' for n, one in enumerate(classes)]
+    parts.append(text + (f' ({", ".join(named)})' if named else ''))
+  print(f'{name}, cubes: {", ".join(parts) or "none"}')
+  first = f', first rejected: {": ".join(rejected[0])}' if rejected else ''
+  if rejected:
+    reasons = collections.Counter(reason for _, reason, _ in rejected)
+    text = ', '.join(f'{reasons[one]} {one}' for one in sorted(reasons))
+    print(f'{name}, rejected: {text}; see {REJECTED_FILE}')
+  of_train = counts.get(schema.TRAIN, collections.Counter())
+  if not sum(of_train.values()):
+    raise errors.UserError(f'{name} has no cube for train{first}')
+  for number, one in enumerate(classes):
+    if not of_train[number]:
+      raise errors.UserError(f'{name} has no {one} for train{first}')
+
+
+def read_examples(
+  requests: Sequence[Request],
+) -> Iterator[tuple[str, dict]]:
+  """Gives (key, example) of all cubes; removes each file that was read."""
+  for request in requests:
+    if not os.path.exists(request.output):
+      continue
+    with np.load(request.output, allow_pickle=False) as file:
+      arrays = dict(file)
+    scan_id = request.scan_file.scan_id
+    for place, number in enumerate(arrays['number']):
+      example = {
+        'cube': arrays['cube'][place],
+        'scan_id': scan_id,
+        'origin': arrays['origin'][place],
+        'size': arrays['size'][place],
+        'spacing': arrays['spacing'],
+      }
+      if 'mask' in arrays:
+        example['mask'] = arrays['mask'][place]
+      else:
+        example['label'] = int(arrays['label'][place])
+      yield f'{scan_id}/{number:06d}', example
+    os.remove(request.output)
+
+
+def make_features(
+  shape: Sequence[int], classes: Sequence[str] | None = None, masks=False
+) -> tfds.features.FeaturesDict:
+  """Returns the features of a cube.
+
+  Args:
+    shape: voxels of a cube, [x, y, z].
+    classes: their names; None leaves them to be set.
+    masks: whether a cube has a mask, rather than a class.
+  """
+
+  def volume(dtype):
+    return tfds.features.Tensor(
+      shape=tuple(shape), dtype=dtype, encoding=tfds.features.Encoding.BYTES
+    )
+
+  if masks:
+    # 0 or 1, indexed as the cube.
+    target = {'mask': volume(np.uint8)}
+  else:
+    names = None if classes is None else list(classes)
+    target = {'label': tfds.features.ClassLabel(names=names)}
+  return tfds.features.FeaturesDict(
+    {
+      # HU in [-1000, 1000], indexed [x, y, z].
+      'cube': volume(np.int16),
+      **target,
+      'scan_id': tfds.features.Text(),
+      # The box in the scan, voxels [x, y, z]; it may reach beyond the scan.
+      'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+      'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+      # mm between voxels of the scan, [x, y, z].
+      'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
+    }
+  )
+
+
+def output_path(folder: str, scan_id: str) -> str:
+  """Returns the file of the cubes of a scan."""
+  return os.path.join(folder, f'{schema.stable_hash(scan_id):016x}.npz')

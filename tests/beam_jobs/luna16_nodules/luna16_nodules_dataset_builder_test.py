@@ -1,0 +1,311 @@
+"""The target tasks of LUNA16, built in this process from tiny scans."""
+
+import csv
+import hashlib
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import tensorflow_datasets as tfds
+
+from beam_jobs import luna16_nodules
+from tests.beam_jobs import tiny_scans
+from transvw_tf2 import errors
+from transvw_tf2.scans import luna16
+from transvw_tf2.scans import reader
+
+_ROOT = os.path.dirname(
+  os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+)
+_SHAPE = (16, 16, 8)
+_DIAMETER = 12.0
+
+
+def _point(scans, scan_id, voxel):
+  """Returns world mm of a voxel, by SimpleITK."""
+  image = sitk.ReadImage(scans[scan_id])
+  return image.TransformIndexToPhysicalPoint(voxel)
+
+
+def _write_csv(path, header, rows):
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    csv.writer(file).writerows([header, *rows])
+
+
+def _write_masks(folder, scans):
+  os.makedirs(folder)
+  for number, (scan_id, path) in enumerate(sorted(scans.items())):
+    hu = np.zeros(tiny_scans.SIZE, np.int16)
+    hu[10:30, 20:60, 8:40] = 3
+    hu[50:70, 20:60, 8:40] = 4
+    hu[38:42, 38:42, 20:40] = 5  # trachea
+    if number == 0:
+      hu[:] = 0
+    reader.write_scan(
+      os.path.join(folder, f'{scan_id}.mhd'), hu, reader.read_geometry(path)
+    )
+
+
+@pytest.fixture(scope='module', name='folder')
+def _folder(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('luna16')
+  tiny_scans.write_luna16(folder, train=4, validation=1, held_out=2)
+  scans = {one.scan_id: one.path for one in luna16.find_scans(folder)}
+  candidates, annotations = [], []
+  for scan_id in scans:
+    voxels = [(20, 30, 20), (60, 50, 30), (40, 40, 24), (2, 3, 1), (30, 60, 40)]
+    for number, voxel in enumerate(voxels):
+      point = _point(scans, scan_id, voxel)
+      candidates.append([scan_id, *point, int(number == 0)])
+      if number == 0:
+        annotations.append([scan_id, *point, _DIAMETER])
+  first = candidates[0][0]
+  candidates.append([first, 9999.0, 0.0, 0.0, 1])
+  candidates.append(['1.2.3', 0.0, 0.0, 0.0, 0])
+  place = ['coordX', 'coordY', 'coordZ']
+  _write_csv(
+    folder / 'candidates_V2.csv', ['seriesuid', *place, 'class'], candidates
+  )
+  _write_csv(
+    folder / 'annotations.csv',
+    ['seriesuid', *place, 'diameter_mm'],
+    annotations,
+  )
+  _write_masks(folder / 'seg-lungs-LUNA16', scans)
+  return folder
+
+
+def _build(folder, data_dir, **config):
+  config = {'name': 'tiny', 'cube_shape': _SHAPE} | config
+  builder = luna16_nodules.Builder(
+    data_dir=str(data_dir),
+    config=luna16_nodules.Builder.builder_config_cls(**config),
+  )
+  builder.download_and_prepare(
+    download_config=tfds.download.DownloadConfig(manual_dir=str(folder))
+  )
+  return builder
+
+
+def _examples(builder, split):
+  return list(tfds.as_numpy(builder.as_dataset(split=split)))
+
+
+def _rejected(builder):
+  path = os.path.join(builder.data_path, 'rejected.csv')
+  with open(path, encoding='utf-8') as file:
+    return [tuple(row.values()) for row in csv.DictReader(file)]
+
+
+def test_candidates(folder, tmp_path, capsys):
+  builder = _build(
+    folder,
+    tmp_path,
+    task='false_positive_reduction',
+    negatives_per_positive=2,
+  )
+  counts = {name: one.num_examples for name, one in builder.info.splits.items()}
+  # One nodule and two others of each scan, on average over a split; and two
+  # for the nodule that lies outside.
+  assert counts == {'train': 14, 'validation': 3, 'test': 6}
+  out = capsys.readouterr().out
+  assert 'train 14 (10 not_nodule, 4 nodule)' in out
+  assert 'rejected: 1 outside_scan, 1 unknown_seriesuid' in out
+  assert [row[1] for row in sorted(_rejected(builder), key=lambda r: r[1])] == [
+    'outside_scan',
+    'unknown_seriesuid',
+  ]
+  scans = {one.scan_id: one.path for one in luna16.find_scans(folder)}
+  for example in _examples(builder, 'train'):
+    scan_id = example['scan_id'].decode()
+    hu = sitk.GetArrayFromImage(sitk.ReadImage(scans[scan_id])).T
+    padded = np.pad(hu, 16, constant_values=-1000)
+    x, y, z = example['origin'] + 16
+    want = np.clip(padded[x : x + 16, y : y + 16, z : z + 8], -1000, 1000)
+    np.testing.assert_array_equal(example['cube'], want)
+    if example['label'] == 1:
+      # The voxel of the candidate is in the middle.
+      np.testing.assert_array_equal(example['origin'], (12, 22, 16))
+
+
+def test_all_negatives_can_be_had(folder, tmp_path):
+  builder = _build(
+    folder,
+    tmp_path,
+    task='false_positive_reduction',
+    negatives_per_positive=None,
+  )
+  assert builder.info.splits['test'].num_examples == 2 * 5
+
+
+def test_nodules_are_balls(folder, tmp_path):
+  builder = _build(
+    folder,
+    tmp_path,
+    task='nodule_segmentation',
+    cube_shape=(32, 32, 16),
+    extent_mm=(32, 32, 32),
+  )
+  examples = _examples(builder, 'train')
+  assert len(examples) == 4
+  for example in examples:
+    # Boxes of whole voxels near 32 mm.
+    voxel = np.prod(example['size'] * example['spacing']) / (32 * 32 * 16)
+    volume = example['mask'].sum() * voxel
+    assert volume == pytest.approx(np.pi / 6 * _DIAMETER**3, rel=0.1)
+    middle = np.argwhere(example['mask']).mean(axis=0)
+    np.testing.assert_allclose(middle, (15.5, 15.5, 7.5), atol=1.5)
+
+
+def test_lungs(folder, tmp_path, capsys):
+  builder = _build(
+    folder, tmp_path, task='lung_segmentation', lung_cubes=3, seed=5
+  )
+  assert builder.info.splits['test'].num_examples == 2 * 3
+  assert [row[1] for row in _rejected(builder)] == ['mask_empty']
+  for example in _examples(builder, 'test'):
+    path = os.path.join(
+      folder, 'seg-lungs-LUNA16', f'{example["scan_id"].decode()}.mhd'
+    )
+    values = sitk.GetArrayFromImage(sitk.ReadImage(path)).T
+    lungs = np.pad(np.isin(values, (3, 4)), 16)
+    x, y, z = example['origin'] + 16
+    want = lungs[x : x + 16, y : y + 16, z : z + 8]
+    np.testing.assert_array_equal(example['mask'], want)
+    # The middle of the cube lies in a lung.
+    assert want[7:9, 7:9, 3:5].any()
+
+
+def test_a_mask_of_another_geometry_is_named(folder, tmp_path):
+  scans = {one.scan_id: one.path for one in luna16.find_scans(folder)}
+  masks = tmp_path / 'masks'
+  os.makedirs(masks)
+  for number, (scan_id, path) in enumerate(sorted(scans.items())):
+    image = sitk.ReadImage(path)
+    mask = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+    mask.CopyInformation(image)
+    mask[20, 30, 20] = 1
+    if number == 1:
+      mask.SetSpacing((9.0, 9.0, 9.0))
+    if number != 2:
+      sitk.WriteImage(mask, str(masks / f'{scan_id}.nii.gz'))
+  settings = {
+    'task': 'nodule_segmentation',
+    'cube_shape': (32, 32, 16),
+    'masks': str(masks),
+  }
+  builder = _build(folder, tmp_path / 'data', **settings)
+  assert {row[1] for row in _rejected(builder)} == {
+    'mask_geometry',
+    'missing_mask',
+  }
+  for example in _examples(builder, 'train'):
+    assert example['mask'].sum() == 1
+  with pytest.raises(errors.UserError, match='strict: '):
+    _build(folder, tmp_path / 'strict', strict=True, **settings)
+
+
+@pytest.mark.parametrize(
+  ('config', 'line'),
+  [
+    ({'task': 'liver'}, 'task must be one of'),
+    ({'task': 'lung_segmentation', 'cube_shape': (30, 32, 16)}, 'cube_shape'),
+    ({'task': 'lung_segmentation', 'lung_cubes': 0}, 'lung_cubes is 0'),
+    ({'task': 'lung_segmentation', 'lungs': 1}, 'unknown config field'),
+  ],
+)
+def test_refuses_settings(config, line):
+  with pytest.raises(errors.UserError, match=line):
+    luna16_nodules.Builder.builder_config_cls(name='bad', **config)
+
+
+def test_no_nodule_for_training_is_refused(folder, tmp_path):
+  one = tmp_path / 'one'
+  tiny_scans.write_luna16(one, train=1, validation=1, held_out=0)
+  (scan,) = [s for s in luna16.find_scans(one) if s.split == 'train']
+  _write_csv(
+    one / 'candidates_V2.csv',
+    ['seriesuid', 'coordX', 'coordY', 'coordZ', 'class'],
+    [
+      [
+        scan.scan_id,
+        *_point({scan.scan_id: scan.path}, scan.scan_id, (9, 9, 9)),
+        0,
+      ]
+    ],
+  )
+  with pytest.raises(errors.UserError, match='has no nodule for train'):
+    _build(
+      one,
+      tmp_path / 'data',
+      task='false_positive_reduction',
+      negatives_per_positive=None,
+    )
+
+
+def _run_tfds(*arguments, cwd):
+  return subprocess.run(
+    [os.path.join(os.path.dirname(sys.executable), 'tfds'), *arguments],
+    capture_output=True,
+    text=True,
+    cwd=cwd,
+    stdin=subprocess.DEVNULL,
+    check=False,
+  )
+
+
+def _hashes(folder):
+  return {
+    name: hashlib.sha256(
+      open(os.path.join(folder, name), 'rb').read()
+    ).hexdigest()
+    for name in os.listdir(folder)
+    if name != 'dataset_info.json'  # holds the name of the module
+  }
+
+
+def test_plain_build_makes_what_it_can_with_any_number_of_processes(
+  folder, tmp_path
+):
+  # Without annotations: two of the three tasks.
+  partial = tmp_path / 'partial'
+  os.makedirs(partial)
+  for name in os.listdir(folder):
+    if name != 'annotations.csv':
+      os.symlink(folder / name, partial / name)
+  done = _run_tfds(
+    *('build', 'luna16_nodules', f'--manual_dir={partial}'),
+    f'--data_dir={tmp_path / "one"}',
+    cwd=os.path.join(_ROOT, 'beam_jobs'),
+  )
+  assert done.returncode == 0, done.stderr
+  assert 'nodule_segmentation is left out: no annotations.csv' in done.stdout
+  one = tmp_path / 'one' / 'luna16_nodules'
+  assert not os.path.exists(one / 'nodule_segmentation' / '1.0.0')
+  done = _run_tfds(
+    *('build', 'luna16_nodules', '--imports=beam_jobs.luna16_nodules'),
+    f'--manual_dir={partial}',
+    f'--data_dir={tmp_path / "two"}',
+    '--beam_pipeline_options=runner=FnApiRunner,direct_num_workers=2,'
+    'direct_running_mode=multi_processing',
+    cwd=tmp_path,
+  )
+  assert done.returncode == 0, done.stderr
+  two = tmp_path / 'two' / 'luna16_nodules'
+  for task in ('false_positive_reduction', 'lung_segmentation'):
+    found = _hashes(one / task / '1.0.0')
+    assert found == _hashes(two / task / '1.0.0')
+    assert 'rejected.csv' in found
+  # Asked for by name, it is an error.
+  done = _run_tfds(
+    *('build', 'luna16_nodules/nodule_segmentation'),
+    '--imports=beam_jobs.luna16_nodules',
+    f'--manual_dir={partial}',
+    f'--data_dir={tmp_path / "three"}',
+    cwd=tmp_path,
+  )
+  assert done.returncode != 0
+  assert 'no annotations.csv in' in done.stderr.strip().splitlines()[-1]
