@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 import os
 import sys
 
@@ -92,6 +93,25 @@ def check_config_fields(
   if fields and not positional and 'name' not in fields:
     raise errors.UserError(
       f'a config needs a name of your choice, such as {example}'
+    )
+
+
+def check_number(
+  config: tfds.core.BuilderConfig,
+  name: str,
+  least: float,
+  kind: type | tuple[type, ...] = (int, float),
+) -> None:
+  """Raises UserError unless a field is a finite number, at least `least`."""
+  value = getattr(config, name)
+  if (
+    not isinstance(value, kind)
+    or isinstance(value, bool)
+    or not least <= value < math.inf
+  ):
+    what = 'an integer' if kind is int else 'a number'
+    raise errors.UserError(
+      f'config field {name} is {value!r}, wanted {what}, at least {least}'
     )
 
 

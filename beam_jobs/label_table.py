@@ -74,15 +74,16 @@ def read(folder: str, classes: Sequence[str] = ()) -> Table:
   rows = []
   with open(path, newline='', encoding='utf-8-sig') as file:
     table = csv.DictReader(file, skipinitialspace=True)
-    columns = set(table.fieldnames or ())
-    kind = _kind(path, columns)
-    for row in table:
-      try:
+    try:
+      columns = set(table.fieldnames or ())
+      kind = _kind(path, columns)
+      for row in table:
         rows.append(_parse(row, kind, classes))
-      except ValueError as error:
-        raise errors.UserError(
-          f'{path} line {table.line_num}: {error}'
-        ) from error
+    # Text that is not UTF-8 is a ValueError too.
+    except (ValueError, csv.Error) as error:
+      raise errors.UserError(
+        f'{path} line {table.line_num}: {error}'
+      ) from error
   if not rows:
     raise errors.UserError(f'{path} has no rows below its header')
   rows = _check_splits(path, rows, 'split' in columns)
@@ -117,7 +118,8 @@ def _parse(row, kind, classes) -> Row:
     if not all(map(math.isfinite, place)):
       raise ValueError(f'place is {place}, wanted finite mm')
   return Row(
-    scan=row['scan'].strip(),
+    # One name for a scan, or it could be in two splits.
+    scan=os.path.normpath(row['scan'].strip()),
     split=row.get('split', '').strip(),
     label=label,
     mask=row.get('mask', '').strip(),

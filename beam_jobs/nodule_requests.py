@@ -47,7 +47,7 @@ def make_requests(
     The requests, and (scan id, reason, detail) of rows that name no scan.
 
   Raises:
-    NotForThisTaskError: a file of the task is not there.
+    NotForThisTaskError: a file of the task is not there, or empty.
     LayoutError: it is broken.
   """
   if not any(one.subset is not None for one in scan_files):
@@ -83,6 +83,7 @@ def _split(scan_file: luna16.ScanFile) -> str:
 def _around_candidates(folder, by_id, config):
   _require(folder, luna16.CANDIDATES_FILE)
   rows = luna16.read_candidates(folder)
+  _require_rows(rows, folder, luna16.CANDIDATES_FILE)
   known, rejected = _known(rows, by_id)
   points = collections.defaultdict(list)
   for one in _sample(known, by_id, config):
@@ -97,7 +98,7 @@ def _around_candidates(folder, by_id, config):
 def _sample(candidates, by_id, config) -> list[luna16.Candidate]:
   """Keeps all nodules, and per split some of the others, in their order."""
   if config.negatives_per_positive is None:
-    return candidates
+    return sorted(candidates, key=_place_key)
   chosen = []
   for number, split in enumerate(SPLITS):
     of_split = [
@@ -117,14 +118,20 @@ def _sample(candidates, by_id, config) -> list[luna16.Candidate]:
     chosen += [
       one for place, one in enumerate(of_split) if one.label or place in kept
     ]
-  return sorted(chosen, key=lambda one: (one.scan_id, one.centre, one.label))
+  return sorted(chosen, key=_place_key)
+
+
+def _place_key(candidate: luna16.Candidate):
+  return candidate.scan_id, candidate.centre, candidate.label
 
 
 def _around_nodules(folder, by_id, config):
   _require(folder, luna16.ANNOTATIONS_FILE)
   if config.masks is not None and not os.path.isdir(config.masks):
     raise errors.UserError(f'config field masks: no folder {config.masks}')
-  known, rejected = _known(luna16.read_annotations(folder), by_id)
+  rows = luna16.read_annotations(folder)
+  _require_rows(rows, folder, luna16.ANNOTATIONS_FILE)
+  known, rejected = _known(rows, by_id)
   nodules = collections.defaultdict(list)
   for one in sorted(known, key=lambda one: (one.scan_id, one.centre)):
     nodules[one.scan_id].append((one.centre, one.diameter))
@@ -167,7 +174,16 @@ def _in_lungs(folder, by_id, config):
       jitter_mm=config.jitter_mm,
       seed=config.seed,
     )
+  if not places:
+    raise builders.NotForThisTaskError(
+      f'no mask of these scans in {luna16.LUNG_MASK_FOLDER} in {folder}'
+    )
   return places, rejected
+
+
+def _require_rows(rows, folder, name) -> None:
+  if not rows:
+    raise builders.NotForThisTaskError(f'no rows in {name} in {folder}')
 
 
 def _require(folder, name) -> None:

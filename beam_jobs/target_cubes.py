@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 import threadpoolctl
 
 from beam_jobs import pipelines
+from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.scans import luna16
@@ -49,10 +50,16 @@ class Request:
 class CutTargetsFn(beam.DoFn):
   """Reads a scan and writes its cubes to one file.
 
-  Gives a list of (scan id, reason, detail) of what could not be had.
+  Gives a list of (scan id, reason, detail) of what could not be had. With a
+  stop file, the first of these stops the pass.
   """
 
+  def __init__(self, stop: transforms.StopFile | None):
+    self._stop = stop
+
   def process(self, request: Request) -> Iterator[list[tuple[str, str, str]]]:
+    if self._stop and self._stop.read():
+      return
     pipelines.count('scans_read')
     scan_id = request.scan_file.scan_id
     try:
@@ -64,7 +71,10 @@ class CutTargetsFn(beam.DoFn):
       rejected = [(error.reason, error.detail)]
     for reason, _ in rejected:
       pipelines.count(f'rejected_{reason}')
-    yield [(scan_id, reason, detail) for reason, detail in rejected]
+    rows = [(scan_id, reason, detail) for reason, detail in rejected]
+    if rows and self._stop:
+      self._stop.write(': '.join(rows[0]))
+    yield rows
 
   def _cut(self, request: Request) -> target_places.Targets:
     # Of any size: what a cube lacks is air.
@@ -94,28 +104,35 @@ class CutTargetsFn(beam.DoFn):
 
 
 def cut_targets(
-  requests: Sequence[Request], folder: str, **engine
+  requests: Sequence[Request], folder: str, *, strict: bool = False, **engine
 ) -> list[tuple[str, str, str]]:
   """Cuts all cubes, a file per scan.
 
   Args:
     requests: what is wanted; their outputs lie in the folder.
     folder: a folder to make.
+    strict: stop at the first thing that could not be had.
     **engine: see `pipelines.run`.
 
   Returns:
     Sorted (scan id, reason, detail) of what could not be had.
+
+  Raises:
+    UserError: strict, and there is such a thing.
   """
   os.makedirs(folder)
+  stop = transforms.StopFile(os.path.join(folder, 'stop'))
   prefix = os.path.join(folder, 'rejected')
   pipelines.run(
     beam.Create(list(requests))
     | 'SpreadRequests' >> beam.Reshuffle()
-    | 'CutTargets' >> beam.ParDo(CutTargetsFn())
+    | 'CutTargets' >> beam.ParDo(CutTargetsFn(stop if strict else None))
     | 'ToJson' >> beam.Map(json.dumps)
     | 'WriteRejected' >> beam.io.WriteToText(prefix),
     **engine,
   )
+  if line := stop.read():
+    raise strict_error(line)
   rejected = []
   for name in sorted(os.listdir(folder)):
     if name.startswith('rejected-'):
@@ -123,6 +140,13 @@ def cut_targets(
         for line in file:
           rejected += [tuple(one) for one in json.loads(line)]
   return sorted(rejected)
+
+
+def strict_error(line: str) -> errors.UserError:
+  """Returns what `strict` raises for a line that names scan and reason."""
+  return errors.UserError(
+    f'strict: {line}; mend it, or leave out strict to go on without it'
+  )
 
 
 def count_examples(
@@ -143,8 +167,10 @@ def report(
   requests: Sequence[Request],
   rejected: Sequence[tuple[str, str, str]],
   classes: Sequence[str] = (),
-) -> None:
+) -> list[str]:
   """Writes rejected.csv; says what was found, or that it is of no use.
+
+  A split without cubes, and a class that a split lacks, count as rejected too.
 
   Args:
     name: of the config, for messages.
@@ -153,22 +179,26 @@ def report(
     rejected: (scan id, reason, detail).
     classes: their names, none with masks.
 
+  Returns:
+    The splits that have cubes, sorted.
+
   Raises:
     UserError: no cube to train on, or none of a class.
   """
+  counts = count_examples(requests)
+  first = f', first rejected: {": ".join(rejected[0])}' if rejected else ''
+  rejected = sorted([*_find_empty(counts, classes), *rejected])
   path = os.path.join(folder, REJECTED_FILE)
   with open(path, 'w', newline='', encoding='utf-8') as file:
     table = csv.writer(file, lineterminator='\n')
     table.writerow(['scan', 'reason', 'detail'])
     table.writerows(rejected)
-  counts = count_examples(requests)
   parts = []
   for split, of_split in counts.items():
     text = f'{split} {sum(of_split.values())}'
     named = [f'{of_split[n]} {one}' for n, one in enumerate(classes)]
     parts.append(text + (f' ({", ".join(named)})' if named else ''))
   print(f'{name}, cubes: {", ".join(parts) or "none"}')
-  first = f', first rejected: {": ".join(rejected[0])}' if rejected else ''
   if rejected:
     reasons = collections.Counter(reason for _, reason, _ in rejected)
     text = ', '.join(f'{reasons[one]} {one}' for one in sorted(reasons))
@@ -179,6 +209,18 @@ def report(
   for number, one in enumerate(classes):
     if not of_train[number]:
       raise errors.UserError(f'{name} has no {one} for train{first}')
+  return sorted(split for split, one in counts.items() if sum(one.values()))
+
+
+def _find_empty(counts, classes) -> Iterator[tuple[str, str, str]]:
+  """Gives ('', reason, detail) of splits that lack a class or all cubes."""
+  for split, of_split in counts.items():
+    if not sum(of_split.values()):
+      yield '', 'empty_split', f'{split} has no cube and is left out'
+      continue
+    for number, name in enumerate(classes):
+      if not of_split[number]:
+        yield '', 'empty_class', f'{split} has no {name}'
 
 
 def read_examples(

@@ -78,15 +78,10 @@ class BuilderConfig(tfds.core.BuilderConfig):
         f' {self.task!r}'
       )
     self.cube()
-    for name in ('mask_free_cubes', 'jitter_mm', 'seed'):
-      if not getattr(self, name) >= 0:
-        raise errors.UserError(
-          f'config field {name} is {getattr(self, name)}, wanted 0 or more'
-        )
-    if self.mask_cubes < 1:
-      raise errors.UserError(
-        f'config field mask_cubes is {self.mask_cubes}, wanted at least 1'
-      )
+    builders.check_number(self, 'mask_cubes', 1, int)
+    builders.check_number(self, 'mask_free_cubes', 0, int)
+    builders.check_number(self, 'jitter_mm', 0)
+    builders.check_number(self, 'seed', 0, int)
 
   def cube(self) -> cubes_lib.CubeSize:
     """Returns the size of the cubes; a value out of range raises."""
@@ -142,20 +137,20 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     folder = os.fspath(self.data_path / _CUBES_FOLDER)
     requests = _make_requests(manual_dir, table, config, folder)
     rejected = target_cubes.cut_targets(
-      requests, folder, runner=pipeline.runner, options=pipeline.options
+      requests,
+      folder,
+      strict=config.strict,
+      runner=pipeline.runner,
+      options=pipeline.options,
     )
-    if rejected and config.strict:
-      raise errors.UserError(
-        f'strict: {": ".join(rejected[0])}; mend it, or leave out strict to go'
-        ' on without it'
-      )
-    target_cubes.report(
+    splits = target_cubes.report(
       config.name, os.fspath(self.data_path), requests, rejected, table.classes
     )
     return {
-      split: target_cubes.read_examples(of_split)
-      for split in label_table.SPLITS
-      if (of_split := [one for one in requests if one.split == split])
+      split: self._generate_examples(
+        [one for one in requests if one.split == split]
+      )
+      for split in splits
     }
 
   def _generate_examples(self, requests):

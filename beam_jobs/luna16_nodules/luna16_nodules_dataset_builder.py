@@ -30,6 +30,17 @@ from transvw_tf2.scans import target_cubes as cubes_lib
 
 _WANTED = 'subset0 .. subset9 of LUNA16 and the files that come with it'
 _CUBES_FOLDER = 'cubes.tmp'
+# The tasks that read a field of the config; all read the others.
+_OF_TASKS = {
+  'negatives_per_positive': (nodule_requests.FALSE_POSITIVE_REDUCTION,),
+  'masks': (nodule_requests.NODULE_SEGMENTATION,),
+  'jitter_mm': (
+    nodule_requests.NODULE_SEGMENTATION,
+    nodule_requests.LUNG_SEGMENTATION,
+  ),
+  'without_nodule': (nodule_requests.NODULE_SEGMENTATION,),
+  'lung_cubes': (nodule_requests.LUNG_SEGMENTATION,),
+}
 
 
 @dataclasses.dataclass
@@ -81,18 +92,22 @@ class BuilderConfig(tfds.core.BuilderConfig):
         f' got {self.task!r}'
       )
     self.cube()
-    numbers = {
-      'jitter_mm': self.jitter_mm,
-      'without_nodule': self.without_nodule,
-      'lung_cubes': self.lung_cubes - 1,
-      'seed': self.seed,
-    }
     if self.negatives_per_positive is not None:
-      numbers['negatives_per_positive'] = self.negatives_per_positive
-    for name, number in numbers.items():
-      if not number >= 0:
+      builders.check_number(self, 'negatives_per_positive', 0)
+    builders.check_number(self, 'jitter_mm', 0)
+    builders.check_number(self, 'without_nodule', 0)
+    builders.check_number(self, 'lung_cubes', 1, int)
+    builders.check_number(self, 'seed', 0, int)
+    if not isinstance(self.masks, str | None):
+      raise errors.UserError(
+        f'config field masks must be a folder, got {self.masks!r}'
+      )
+    for field in dataclasses.fields(self):
+      tasks = _OF_TASKS.get(field.name, (self.task,))
+      if self.task not in tasks and getattr(self, field.name) != field.default:
         raise errors.UserError(
-          f'config field {name} is {getattr(self, name)}, too small'
+          f'config field {field.name} is for {" and ".join(tasks)}, not for'
+          f' {self.task}: leave it out'
         )
 
   def cube(self) -> cubes_lib.CubeSize:
@@ -148,28 +163,27 @@ class Builder(tfds.core.GeneratorBasedBuilder):
     requests, unknown = nodule_requests.make_requests(
       manual_dir, luna16.find_scans(manual_dir), config, folder
     )
-    rejected = sorted(
-      unknown
-      + target_cubes.cut_targets(
-        requests, folder, runner=pipeline.runner, options=pipeline.options
-      )
+    if unknown and config.strict:
+      raise target_cubes.strict_error(': '.join(min(unknown)))
+    rejected = target_cubes.cut_targets(
+      requests,
+      folder,
+      strict=config.strict,
+      runner=pipeline.runner,
+      options=pipeline.options,
     )
-    if rejected and config.strict:
-      raise errors.UserError(
-        f'strict: {": ".join(rejected[0])}; mend it, or leave out strict to go'
-        ' on without it'
-      )
-    target_cubes.report(
+    splits = target_cubes.report(
       config.name,
       os.fspath(self.data_path),
       requests,
-      rejected,
+      sorted(unknown + rejected),
       nodule_requests.classes_of(config.task),
     )
     return {
-      split: target_cubes.read_examples(of_split)
-      for split in nodule_requests.SPLITS
-      if (of_split := [one for one in requests if one.split == split])
+      split: self._generate_examples(
+        [one for one in requests if one.split == split]
+      )
+      for split in splits
     }
 
   def _generate_examples(self, requests):

@@ -64,7 +64,8 @@ def test_whole_scans(folder, tmp_path):
   assert builder.info.features['label'].names == ['a', 'b']
   counts = {k: v.num_examples for k, v in builder.info.splits.items()}
   assert counts == {'train': 4, 'validation': 1, 'test': 1}
-  assert len(_reasons(builder)) == 1
+  # One scan each in validation and test: there a class is missing.
+  assert _reasons(builder) == ['empty_class', 'empty_class', 'missing_file']
   (example,) = _examples(builder, 'test')
   assert example['label'] == 0
   # As SciPy would resize it, but for the smoothing: about the same mean.
@@ -146,12 +147,22 @@ def test_one_of_two_tasks_fits_the_table(folder, tmp_path):
       [['scan', 'label', 'split'], ['a', 'x', 'train'], ['a', 'x', 'test']],
       'a is in the splits test, train',
     ),
+    (
+      [['scan', 'label', 'split'], ['a', 'x', 'train'], ['./a', 'x', 'test']],
+      'a is in the splits test, train',
+    ),
   ],
 )
 def test_refuses_tables(rows, line, tmp_path):
   _write(tmp_path, rows)
   with pytest.raises(errors.UserError, match=line):
     label_table.read(str(tmp_path), ('x', 'y'))
+
+
+def test_a_table_that_is_no_text(tmp_path):
+  (tmp_path / 'labels.csv').write_bytes(b'scan,label\n\xff\xfe,a\n')
+  with pytest.raises(errors.UserError, match=r'labels\.csv line'):
+    label_table.read(str(tmp_path))
 
 
 def test_no_table(tmp_path):

@@ -11,9 +11,11 @@ import pytest
 import SimpleITK as sitk
 import tensorflow_datasets as tfds
 
+from beam_jobs import builders
 from beam_jobs import luna16_nodules
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
+from transvw_tf2 import schema
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
 
@@ -90,6 +92,15 @@ def _build(folder, data_dir, **config):
   return builder
 
 
+def _copy_links(folder, other, leave_out):
+  """Makes a folder that has all of another, but for one name."""
+  os.makedirs(other)
+  for name in os.listdir(folder):
+    if name != leave_out:
+      os.symlink(folder / name, other / name)
+  return other
+
+
 def _examples(builder, split):
   return list(tfds.as_numpy(builder.as_dataset(split=split)))
 
@@ -139,6 +150,73 @@ def test_all_negatives_can_be_had(folder, tmp_path):
     negatives_per_positive=None,
   )
   assert builder.info.splits['test'].num_examples == 2 * 5
+  # Whatever the order of the file.
+  other = _copy_links(folder, tmp_path / 'other', 'candidates_V2.csv')
+  header, *rows = (folder / 'candidates_V2.csv').read_text().splitlines()
+  (other / 'candidates_V2.csv').write_text('\n'.join([header, *rows[::-1]]))
+  again = _build(
+    other,
+    tmp_path / 'again',
+    task='false_positive_reduction',
+    negatives_per_positive=None,
+  )
+  assert _hashes(again.data_path) == _hashes(builder.data_path)
+
+
+def test_a_split_without_usable_scans_is_left_out(folder, tmp_path, capsys):
+  partial = _copy_links(folder, tmp_path / 'partial', 'subset5')
+  os.makedirs(partial / 'subset5')
+  for path in (folder / 'subset5').glob('*.mhd'):
+    os.symlink(path, partial / 'subset5' / path.name)
+  settings = {'task': 'nodule_segmentation'}
+  builder = _build(partial, tmp_path / 'data', **settings)
+  assert sorted(builder.info.splits) == ['test', 'train']
+  assert [row[1] for row in _rejected(builder)] == [
+    'empty_split',
+    'missing_raw',
+  ]
+  assert 'rejected: 1 empty_split, 1 missing_raw' in capsys.readouterr().out
+  with pytest.raises(errors.UserError, match=r'strict: .*: missing_raw: '):
+    _build(partial, tmp_path / 'strict', strict=True, **settings)
+
+
+def test_a_class_that_a_split_lacks_is_named(folder, tmp_path):
+  other = _copy_links(folder, tmp_path / 'other', 'candidates_V2.csv')
+  held_out = {
+    one.scan_id
+    for one in luna16.find_scans(folder)
+    if one.split == schema.HELD_OUT
+  }
+  lines = (folder / 'candidates_V2.csv').read_text().splitlines()
+  kept = [
+    line
+    for line in lines
+    if line.split(',')[0] not in held_out or line.endswith('1')
+  ]
+  (other / 'candidates_V2.csv').write_text('\n'.join(kept))
+  builder = _build(other, tmp_path / 'data', task='false_positive_reduction')
+  assert ('', 'empty_class', 'test has no not_nodule') in _rejected(builder)
+
+
+@pytest.mark.parametrize(
+  ('task', 'name', 'line'),
+  [
+    ('false_positive_reduction', 'candidates_V2.csv', 'no rows in cand'),
+    ('nodule_segmentation', 'annotations.csv', 'no rows in annotations.csv'),
+    ('lung_segmentation', 'seg-lungs-LUNA16', 'no mask of these scans'),
+  ],
+)
+def test_an_empty_file_is_as_one_that_is_missing(
+  folder, tmp_path, task, name, line
+):
+  other = _copy_links(folder, tmp_path / 'other', name)
+  if name.endswith('.csv'):
+    header = (folder / name).read_text().splitlines()[0]
+    (other / name).write_text(header + '\n')
+  else:
+    os.makedirs(other / name)
+  with pytest.raises(builders.NotForThisTaskError, match=line):
+    _build(other, tmp_path / 'data', task=task)
 
 
 def test_nodules_are_balls(folder, tmp_path):
@@ -214,7 +292,13 @@ def test_a_mask_of_another_geometry_is_named(folder, tmp_path):
     ({'task': 'liver'}, 'task must be one of'),
     ({'task': 'lung_segmentation', 'cube_shape': (30, 32, 16)}, 'cube_shape'),
     ({'task': 'lung_segmentation', 'lung_cubes': 0}, 'lung_cubes is 0'),
+    ({'task': 'lung_segmentation', 'lung_cubes': '3'}, "is '3', wanted an int"),
     ({'task': 'lung_segmentation', 'lungs': 1}, 'unknown config field'),
+    (
+      {'task': 'lung_segmentation', 'without_nodule': 1},
+      'without_nodule is for nodule_segmentation, not for lung_segmentation',
+    ),
+    ({'task': 'nodule_segmentation', 'masks': 3}, 'masks must be a folder'),
   ],
 )
 def test_refuses_settings(config, line):
@@ -271,11 +355,7 @@ def test_plain_build_makes_what_it_can_with_any_number_of_processes(
   folder, tmp_path
 ):
   # Without annotations: two of the three tasks.
-  partial = tmp_path / 'partial'
-  os.makedirs(partial)
-  for name in os.listdir(folder):
-    if name != 'annotations.csv':
-      os.symlink(folder / name, partial / name)
+  partial = _copy_links(folder, tmp_path / 'partial', 'annotations.csv')
   done = _run_tfds(
     *('build', 'luna16_nodules', f'--manual_dir={partial}'),
     f'--data_dir={tmp_path / "one"}',
