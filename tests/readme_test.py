@@ -1,5 +1,6 @@
 """Every command of the README is run: here, or by the tests it names."""
 
+import csv
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from tests.convert import published_files
 from tests.training import tiny_data
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import phantom
@@ -35,6 +37,18 @@ def test_all_blocks_are_known():
   assert len(others) >= 6
 
 
+def _label(scans, folder):
+  """Writes labels.csv for the candidates of scans."""
+  folder.mkdir()
+  paths = {one.scan_id: one.path for one in luna16.find_scans(scans)}
+  with open(folder / 'labels.csv', 'w', newline='', encoding='utf-8') as file:
+    table = csv.writer(file)
+    table.writerow(['scan', 'x', 'y', 'z', 'label'])
+    for one in luna16.read_candidates(scans):
+      label = ('vessel', 'nodule')[one.label]
+      table.writerow([paths[one.scan_id], *one.centre, label])
+
+
 @pytest.mark.long
 def test_the_commands_work_one_after_another(tmp_path):
   scans = tmp_path / 'LUNA16'
@@ -49,17 +63,27 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('WORDS', 'RESTORATION', 'WORDS_THEN_BOTH'),
       *('PATIENTS', 'WORDS_OF_PATIENTS', 'LEARNT'),
       *('LUNG_VOCABULARY', 'ATLAS.html', 'INDEX', 'AUTOENCODER'),
+      *('TransVW_chest_ct.h5', 'OFFICIAL.keras', 'OURS.h5'),
+      *('TARGETS', 'CANDIDATES', 'NODULES', 'REPORT'),
+      *('MY_SCANS', 'MY_DATA', 'MY_REPORT'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
     )
   } | {'SCAN.mhd': luna16.find_scans(str(scans))[0].path}
+  published_files.write_h5(
+    words['TransVW_chest_ct.h5'], published_files.draw('y_net')
+  )
+  _label(words['LUNA16'], tmp_path / 'MY_SCANS')
   tiny = ' '.join(
     f"--gin_param='{binding}'"
     for binding in (
       *tiny_data.GIN,
       'word_classifier.base_filters = 2',
       'word_classifier.depth = 3',
-      'unet3d.base_filters = 1',
-      'unet3d.depth = 2',
+      'unet3d.base_filters = 2',
+      'unet3d.depth = 3',
+      'classifier.base_filters = 2',
+      'classifier.depth = 3',
+      'train.batch_size = 4',
       'train.epochs = 1',
     )
   )
@@ -69,7 +93,7 @@ def test_the_commands_work_one_after_another(tmp_path):
   }
   for block in _blocks('bash')[1:]:
     command = re.sub(
-      r'(?<![\w/])(' + '|'.join(map(re.escape, words)) + r')(?![\w/])',
+      r'(?<![\w/])(' + '|'.join(map(re.escape, words)) + r')(?!\w)',
       lambda found: words[found[0]],
       block,
     )
@@ -87,7 +111,10 @@ def test_the_commands_work_one_after_another(tmp_path):
   with np.load(words['SCAN.npz']) as arrays:
     assert set(arrays) == {'embeddings', 'places', 'mean'}
 
-  (code,) = _blocks('python')
-  namespace = {}
-  exec(code.replace("'DATA'", repr(words['DATA'])), namespace)
+  namespace = {'cubes': np.zeros((1, 64, 64, 32, 1), np.float32)}
+  load_cubes, load_weights = _blocks('python')
+  path = words['TransVW_chest_ct.h5']
+  exec(load_weights.replace("'TransVW_chest_ct.h5'", repr(path)), namespace)
+  assert namespace['embeddings'].shape == (1, 32)
+  exec(load_cubes.replace("'DATA'", repr(words['DATA'])), namespace)
   assert isinstance(next(iter(tfds.as_numpy(namespace['cubes']))), dict)
