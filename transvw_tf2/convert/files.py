@@ -26,8 +26,9 @@ _SUFFIXES = {
   **dict.fromkeys(('.pt', '.pth'), PT),
 }
 _KERAS_CONFIG = 'config.json'
+_ZIP_START = b'PK\x03\x04'
 # A zip archive, a pickle of protocol 2 to 5.
-_TORCH_STARTS = (b'PK\x03\x04', *(b'\x80' + bytes([n]) for n in range(2, 6)))
+_TORCH_STARTS = (_ZIP_START, *(b'\x80' + bytes([n]) for n in range(2, 6)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +69,11 @@ def read(path: str) -> network_lib.Source:
     return keras_h5.read(path)
   if _is_keras(path):
     return _read_keras(path)
+  if start.startswith(_ZIP_START) and not zipfile.is_zipfile(path):
+    # Of Keras or of PyTorch: that is told at its end.
+    raise errors.UserError(
+      f'{path} cannot be read, its end is lost: download it again'
+    )
   if start.startswith(_TORCH_STARTS):
     return torch_pt.read(path)
   raise errors.UserError(
