@@ -83,6 +83,46 @@ def write_thumbnails(folder, splits: dict[str, np.ndarray]) -> str:
   return write_splits(folder, 'tiny_thumbnails', arrays, features, shards=2)
 
 
+def make_volume(dtype) -> tfds.features.Tensor:
+  """Returns the feature of a cube or mask."""
+  return tfds.features.Tensor(
+    shape=CUBE_SHAPE, dtype=dtype, encoding=tfds.features.Encoding.BYTES
+  )
+
+
+def write_targets(folder) -> str:
+  """Writes cubes with a bright box or none: label, mask and patient."""
+  features = tfds.features.FeaturesDict(
+    {
+      'cube': make_volume(np.int16),
+      'mask': make_volume(np.uint8),
+      'label': tfds.features.ClassLabel(names=['empty', 'box']),
+      'scan_id': tfds.features.Text(),
+    }
+  )
+  splits = {}
+  for split, count, seed in (
+    ('train', 24, 1),
+    ('validation', 10, 2),
+    ('test', 10, 3),
+  ):
+    rng = np.random.default_rng(seed)
+    label = np.arange(count) % 2
+    mask = np.zeros((count, *CUBE_SHAPE), np.uint8)
+    for one in range(count):
+      x, y = rng.integers(2, 8, 2)
+      mask[one, x : x + 5, y : y + 5, 2:6] = 1
+    mask *= label[:, None, None, None].astype(np.uint8)
+    cube = np.where(mask, 100, -800) + rng.normal(scale=40, size=mask.shape)
+    splits[split] = {
+      'cube': cube.astype(np.int16),
+      'mask': mask,
+      'label': label,
+      'scan_id': [f'{split}.{one // 2 % 6}' for one in range(count)],
+    }
+  return write_splits(folder, 'tiny_targets', splits, features, 2)
+
+
 def write_splits(folder, name, splits, features, shards) -> str:
   """Writes arrays by split and feature; returns the folder of the version."""
   builder = tfds.dataset_builders.TfDataBuilder(

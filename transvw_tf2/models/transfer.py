@@ -1,14 +1,7 @@
 """Networks of target tasks, which start from pre-trained parts.
 
 A classifier is the encoder with a pool and a dense layer (TransVW, section
-III-C); a segmentation network is the U-Net itself, `models.unet3d`. In a few
-lines of Python, for weights that `transvw_tf2.convert` reads:
-
-  pretrained = convert.load('TransVW_chest_ct.h5')
-  model = transfer.Classifier(num_classes=2)
-  model.build((None, 64, 64, 32, 1))
-  initial_weights.copy_parts(pretrained, model)
-  probabilities = model(cubes)['probabilities']
+III-C); a segmentation network is the U-Net itself, `models.unet3d`.
 """
 
 import keras

@@ -74,16 +74,16 @@ def predict_classes(
   model, data: input_pipeline.Data, split: str, batch_size: int
 ) -> Predictions:
   """Runs a classifier over a split."""
-  rows = _run(
-    data,
-    split,
-    batch_size,
-    lambda batch: {
+  run = tf.function(model)
+
+  def classify(batch):
+    outputs = run(batch['cube'], training=False)
+    return {
       'label': batch['label'],
-      'probabilities': model(batch['cube'], training=False)['probabilities'],
-    },
-  )
-  return Predictions(**rows)
+      'probabilities': outputs['probabilities'],
+    }
+
+  return Predictions(**_run(data, split, batch_size, classify))
 
 
 def predict_masks(
@@ -95,9 +95,10 @@ def predict_masks(
 ) -> Predictions:
   """Runs a segmentation network over a split."""
   pictures = {'cubes': [], 'masks': [], 'predicted': []}
+  run = tf.function(model)
 
   def count(batch):
-    predicted = model(batch['cube'], training=False)
+    predicted = run(batch['cube'], training=False)
     if len(pictures['cubes']) < most_pictures:
       for mask, cube, one in zip(
         batch['mask'], batch['cube'], predicted, strict=True
@@ -106,7 +107,7 @@ def predict_masks(
           pictures['cubes'].append(cube[..., 0].numpy())
           pictures['masks'].append(mask[..., 0].numpy())
           pictures['predicted'].append(one[..., 0].numpy())
-    return {'counts': _count(batch['mask'], predicted)}
+    return {'counts': target_tasks.count_voxels(batch['mask'], predicted)}
 
   rows = _run(data, split, batch_size, count)
   return Predictions(
@@ -136,16 +137,13 @@ def probe_classes(
     probe: NEIGHBOURS or LINEAR (logistic regression).
     neighbours: that vote, weighted by distance.
   """
+  run = tf.function(model.embed)
+
+  def embed(batch):
+    return {'label': batch['label'], 'embedding': run(batch['cube'])}
+
   rows = {
-    one: _run(
-      data,
-      one,
-      batch_size,
-      lambda batch: {
-        'label': batch['label'],
-        'embedding': model.embed(batch['cube']),
-      },
-    )
+    one: _run(data, one, batch_size, embed)
     for one in dict.fromkeys((schema.TRAIN, split))
   }
   train = rows[schema.TRAIN]
@@ -187,6 +185,8 @@ def measure_classes(
     `auc` (one class against the rest, the mean of more than two), `accuracy`;
     of two classes also `average_precision` and `sensitivity_at_{n}` false
     positives per scan, and their mean over LUNA16's seven, `luna16_score`.
+    These count the scans and the examples of the split alone: where its
+    negatives are a sample, as by default in luna16_nodules, they are too good.
 
   Raises:
     UserError: a class has no example.
@@ -223,27 +223,32 @@ def measure_masks(
   return _with_intervals(measure, predictions.scan_ids, resamples, seed)
 
 
-def sensitivity_at(
-  label: np.ndarray, score: np.ndarray, scans: int, rate: float
-) -> float:
-  """Returns the share of positives found at `rate` false positives per scan.
+def sensitivities(
+  label: np.ndarray, score: np.ndarray, scans: int
+) -> np.ndarray:
+  """Returns the share of positives found at FALSE_POSITIVES per scan.
 
-  The lowest threshold at which there are no more than that; equal scores are
-  taken or left together.
+  Each at the lowest threshold at which there are no more than that; equal
+  scores are taken or left together.
 
   Args:
-    label: (N,), 1 for what is looked for, else 0.
+    label: (N,), 1 for what is looked for, else 0; some are 1.
     score: float (N,).
-    scans: number of scans, also those without an example found.
-    rate: false positives allowed per scan.
+    scans: number of scans that the examples are of.
+
+  Returns:
+    float (7,).
   """
-  order = np.argsort(-score, kind='stable')
-  sorted_score, found = score[order], label[order] == 1
-  false = np.cumsum(~found)
-  true = np.cumsum(found)
-  ends = np.append(sorted_score[1:] != sorted_score[:-1], True)
-  allowed = ends & (false <= rate * scans)
-  return float(true[allowed].max(initial=0) / max(found.sum(), 1))
+  negatives = np.count_nonzero(label == 0)
+  if not negatives:
+    return np.ones(len(FALSE_POSITIVES))
+  false, true, _ = sklearn_metrics.roc_curve(
+    label, score, drop_intermediate=False
+  )
+  # From (0, 0) on, both rise.
+  allowed = np.multiply(FALSE_POSITIVES, scans)
+  last = np.searchsorted(np.rint(false * negatives), allowed, side='right') - 1
+  return true[last]
 
 
 def _run(data, split, batch_size, function: Callable) -> dict:
@@ -261,20 +266,6 @@ def _run(data, split, batch_size, function: Callable) -> dict:
   return {'scan_ids': scan_ids[:size], **found}
 
 
-def _count(mask, predicted):
-  """Returns voxels of each cube by threshold, mask and prediction."""
-  mask = np.asarray(mask, bool).reshape(len(mask), -1)
-  predicted = np.asarray(predicted).reshape(len(mask), -1)
-  counts = np.empty((len(mask), len(target_tasks.THRESHOLDS), 2, 2))
-  for place, threshold in enumerate(target_tasks.THRESHOLDS):
-    found = predicted >= np.float32(threshold)
-    for there in (0, 1):
-      for named in (0, 1):
-        cells = (mask == there) & (found == named)
-        counts[:, place, there, named] = cells.sum(axis=1)
-  return counts
-
-
 def _classification_metrics(label, scores, scans) -> dict[str, float]:
   classes = scores.shape[1]
   areas = [_auc(label == one, scores[:, one]) for one in range(classes)]
@@ -284,23 +275,17 @@ def _classification_metrics(label, scores, scans) -> dict[str, float]:
   }
   if classes != 2:
     return found
-  positive = scores[:, 1]
-  sensitivities = {
-    rate: sensitivity_at(label, positive, scans, rate)
-    for rate in FALSE_POSITIVES
-  }
-  return {
-    **found,
-    'average_precision': (
-      float(sklearn_metrics.average_precision_score(label, positive))
-      if label.any()
-      else float('nan')
-    ),
-    **{
-      f'sensitivity_at_{rate:g}': value for rate, value in sensitivities.items()
-    },
-    'luna16_score': float(np.mean(list(sensitivities.values()))),
-  }
+  nan = float('nan')
+  found['average_precision'], at = nan, np.full(len(FALSE_POSITIVES), nan)
+  if label.any():
+    positive = scores[:, 1]
+    found['average_precision'] = float(
+      sklearn_metrics.average_precision_score(label, positive)
+    )
+    at = sensitivities(label, positive, scans)
+  for rate, value in zip(FALSE_POSITIVES, at, strict=True):
+    found[f'sensitivity_at_{rate:g}'] = float(value)
+  return found | {'luna16_score': float(np.mean(at))}
 
 
 def _auc(is_class, score) -> float:

@@ -46,6 +46,8 @@ class Freezing:
     Raises:
       UserError: a part that the network does not have, or nothing would learn.
     """
+    if not self._parts:
+      return False
     layers = self._layers(model)
     learning = 0
     if self._unfreeze_epochs:

@@ -133,8 +133,12 @@ class Classification(_TargetTask):
     }
 
   def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
-    """Returns `scores`, float32 (C, 2, 1000): how often each probability of a
-    class was given to cubes of another class (0) and of that class (1)."""
+    """Counts how often each probability was given, by class.
+
+    Returns:
+      `scores`, float32 (C, 2, 1000): of a class, how often to cubes of another
+      class (0) and of that class (1).
+    """
     probabilities = outputs['probabilities']
     bins = tf.cast(probabilities * _BINS, tf.int32)
     bins = tf.one_hot(tf.clip_by_value(bins, 0, _BINS - 1), _BINS)
@@ -145,7 +149,10 @@ class Classification(_TargetTask):
 
   def summarize(self, totals) -> dict[str, float]:
     """Returns `auc`: that of the second of two classes, else their mean."""
-    areas = [area_under_curve(*scores) for scores in totals['scores']]
+    areas = [
+      sklearn_metrics.auc(*roc_of_counts(*scores))
+      for scores in totals['scores']
+    ]
     return {'auc': float(areas[1] if len(areas) == 2 else np.mean(areas))}
 
   def figures(self, totals):
@@ -224,23 +231,9 @@ class Segmentation(_TargetTask):
     return {'loss': tf.fill(tf.shape(batch['weight']), 1.0 - dice)}
 
   def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
-    """Returns `counts`, float32 (10, 2, 2): voxels by threshold, mask and
-    prediction."""
-    weight = batch['weight'][:, tf.newaxis]
-    # Per cube first: float32 counts up to 2**24 voxels exactly.
-    mask = tf.reshape(batch['mask'], (tf.shape(weight)[0], -1))
-    flat = tf.reshape(outputs, tf.shape(mask))
-    counts = []
-    for threshold in THRESHOLDS:
-      found = tf.cast(flat >= threshold, tf.float32)
-      rows = [
-        [one * other for other in (1 - found, found)]
-        for one in (1 - mask, mask)
-      ]
-      counts.append(
-        [[tf.reduce_sum(weight * cell) for cell in row] for row in rows]
-      )
-    return {'counts': tf.convert_to_tensor(counts)}
+    """Returns `counts`, float32 (10, 2, 2), the sum of `count_voxels`."""
+    counts = count_voxels(batch['mask'], outputs)
+    return {'counts': tf.einsum('b,btmp->tmp', batch['weight'], counts)}
 
   def summarize(self, totals) -> dict[str, float]:
     """Returns `iou` and `dice` at 0.5, and `mean_iou`."""
@@ -253,26 +246,49 @@ class Segmentation(_TargetTask):
 
 
 def roc_of_counts(negatives: np.ndarray, positives: np.ndarray):
-  """Returns false and true positive rates, (n + 1,), of scores in bins.
+  """Returns false and true positive rates, (n,), of scores in bins.
 
   Args:
     negatives: float (n,), how often each score, rising, was given wrongly.
     positives: float (n,), the same for what should have it.
+
+  Returns:
+    The rates; NaN where there are no negatives or no positives.
   """
-  rates = []
-  for counts in (negatives, positives):
-    above = np.concatenate([[0.0], np.cumsum(counts[::-1])])
-    with np.errstate(invalid='ignore'):
-      rates.append(above / above[-1])  # NaN where there are none
-  return tuple(rates)
+  if not (negatives.any() and positives.any()):
+    return np.full(2, np.nan), np.full(2, np.nan)
+  bins = np.arange(len(negatives))
+  false, true, _ = sklearn_metrics.roc_curve(
+    np.repeat([0, 1], len(bins)),
+    np.tile(bins, 2),
+    sample_weight=np.concatenate([negatives, positives]),
+  )
+  return false, true
 
 
-def area_under_curve(negatives: np.ndarray, positives: np.ndarray) -> float:
-  """Returns the area under `roc_of_counts`, NaN where a side is empty."""
-  false, true = roc_of_counts(negatives, positives)
-  if not (np.isfinite(false).all() and np.isfinite(true).all()):
-    return float('nan')
-  return float(sklearn_metrics.auc(false, true))
+def count_voxels(mask, predicted) -> tf.Tensor:
+  """Counts the voxels of each cube by threshold, mask and prediction.
+
+  Args:
+    mask: float32 (B, X, Y, Z, 1), 0 or 1.
+    predicted: float32 (B, X, Y, Z, 1) in [0, 1].
+
+  Returns:
+    float32 (B, 10, 2, 2), exact up to 2**24 voxels in a cube.
+  """
+  counts = []
+  for threshold in THRESHOLDS:
+    found = tf.cast(predicted >= threshold, tf.float32)
+    counts.append(
+      [
+        [
+          tf.reduce_sum(one * other, [1, 2, 3, 4])
+          for other in (1 - found, found)
+        ]
+        for one in (1 - mask, mask)
+      ]
+    )
+  return tf.transpose(tf.convert_to_tensor(counts), (3, 0, 1, 2))
 
 
 def summarize_counts(counts: np.ndarray) -> dict[str, float]:
