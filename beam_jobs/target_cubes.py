@@ -6,7 +6,6 @@ No flags and no gin here: a fresh worker process has neither.
 import collections
 from collections.abc import Iterator
 from collections.abc import Sequence
-import csv
 import dataclasses
 import json
 import os
@@ -24,8 +23,6 @@ from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
 from transvw_tf2.scans import target_cubes
 from transvw_tf2.scans import target_places
-
-REJECTED_FILE = 'rejected.csv'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,68 +156,6 @@ def count_examples(
       with np.load(one.output, allow_pickle=False) as file:
         counts[one.split].update(file['label'].tolist())
   return counts
-
-
-def report(
-  name: str,
-  folder: str,
-  requests: Sequence[Request],
-  rejected: Sequence[tuple[str, str, str]],
-  classes: Sequence[str] = (),
-) -> list[str]:
-  """Writes rejected.csv; says what was found, or that it is of no use.
-
-  A split without cubes, and a class that a split lacks, count as rejected too.
-
-  Args:
-    name: of the config, for messages.
-    folder: of the data set.
-    requests: whose cubes were cut.
-    rejected: (scan id, reason, detail).
-    classes: their names, none with masks.
-
-  Returns:
-    The splits that have cubes, sorted.
-
-  Raises:
-    UserError: no cube to train on, or none of a class.
-  """
-  counts = count_examples(requests)
-  first = f', first rejected: {": ".join(rejected[0])}' if rejected else ''
-  rejected = sorted([*_find_empty(counts, classes), *rejected])
-  path = os.path.join(folder, REJECTED_FILE)
-  with open(path, 'w', newline='', encoding='utf-8') as file:
-    table = csv.writer(file, lineterminator='\n')
-    table.writerow(['scan', 'reason', 'detail'])
-    table.writerows(rejected)
-  parts = []
-  for split, of_split in counts.items():
-    text = f'{split} {sum(of_split.values())}'
-    named = [f'{of_split[n]} {one}' for n, one in enumerate(classes)]
-    parts.append(text + (f' ({", ".join(named)})' if named else ''))
-  print(f'{name}, cubes: {", ".join(parts) or "none"}')
-  if rejected:
-    reasons = collections.Counter(reason for _, reason, _ in rejected)
-    text = ', '.join(f'{reasons[one]} {one}' for one in sorted(reasons))
-    print(f'{name}, rejected: {text}; see {REJECTED_FILE}')
-  of_train = counts.get(schema.TRAIN, collections.Counter())
-  if not sum(of_train.values()):
-    raise errors.UserError(f'{name} has no cube for train{first}')
-  for number, one in enumerate(classes):
-    if not of_train[number]:
-      raise errors.UserError(f'{name} has no {one} for train{first}')
-  return sorted(split for split, one in counts.items() if sum(one.values()))
-
-
-def _find_empty(counts, classes) -> Iterator[tuple[str, str, str]]:
-  """Gives ('', reason, detail) of splits that lack a class or all cubes."""
-  for split, of_split in counts.items():
-    if not sum(of_split.values()):
-      yield '', 'empty_split', f'{split} has no cube and is left out'
-      continue
-    for number, name in enumerate(classes):
-      if not of_split[number]:
-        yield '', 'empty_class', f'{split} has no {name}'
 
 
 def read_examples(

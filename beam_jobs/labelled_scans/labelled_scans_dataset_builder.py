@@ -18,15 +18,12 @@ import tensorflow_datasets as tfds
 
 from beam_jobs import builders
 from beam_jobs import label_table
-from beam_jobs import pipelines
-from beam_jobs import record_writer
+from beam_jobs import target_builder
 from beam_jobs import target_cubes
 from transvw_tf2 import errors
 from transvw_tf2.scans import luna16
-from transvw_tf2.scans import target_cubes as cubes_lib
 from transvw_tf2.scans import target_places
 
-_CUBES_FOLDER = 'cubes.tmp'
 _CLASSIFICATION, _SEGMENTATION = 'classification', 'segmentation'
 _TASKS = {
   _CLASSIFICATION: 'Classes of whole scans or of places.',
@@ -35,60 +32,36 @@ _TASKS = {
 
 
 @dataclasses.dataclass
-class BuilderConfig(tfds.core.BuilderConfig):
+class BuilderConfig(target_builder.TargetConfig):
   """Settings of the cubes.
 
+  Whole scans are always resampled, whatever `extent_mm`.
+
   Attributes:
-    task: classification or segmentation, as the columns of the table say.
-    cube_shape: voxels of a cube along x, y and z, each divisible by 8.
-    extent_mm: sides of the box that becomes a cube, mm; null takes as many
-      voxels of the scan as the cube has. Whole scans are always resampled.
     classes: names of the classes in order; by default those of the table,
       sorted. Any other is refused.
     whole_scan: with masks, the whole scan resampled instead of cubes.
     mask_cubes: with masks, cubes around the mask of each scan.
     mask_free_cubes: with masks, cubes of each scan without any of it.
-    jitter_mm: the middle of a cube around a mask is moved by up to so much.
-    strict: stop where something cannot be used.
-    seed: decides what is random.
   """
 
-  task: str = ''
-  cube_shape: tuple[int, ...] = cubes_lib.DEFAULT_SHAPE
-  extent_mm: tuple[float, ...] | None = None
   classes: tuple[str, ...] = ()
   whole_scan: bool = False
   mask_cubes: int = 8
   mask_free_cubes: int = 4
-  jitter_mm: float = 0.0
-  strict: bool = False
-  seed: int = 1
-
-  def __new__(cls, *args, **fields):
-    """Checks the names of the fields, which come from the JSON of --config."""
-    builders.check_config_fields(
-      cls, args, fields, '{"name": "small", "task": "classification"}'
-    )
-    return super().__new__(cls)
 
   def __post_init__(self):
-    if self.task not in _TASKS:
-      raise errors.UserError(
-        f'config field task must be one of {", ".join(_TASKS)}, got'
-        f' {self.task!r}'
-      )
-    self.cube()
+    super().__post_init__()
     builders.check_number(self, 'mask_cubes', 1, int)
     builders.check_number(self, 'mask_free_cubes', 0, int)
-    builders.check_number(self, 'jitter_mm', 0)
-    builders.check_number(self, 'seed', 0, int)
 
-  def cube(self) -> cubes_lib.CubeSize:
-    """Returns the size of the cubes; a value out of range raises."""
-    return cubes_lib.CubeSize(self.cube_shape, self.extent_mm)
+  @classmethod
+  def tasks(cls) -> dict[str, str]:
+    """Returns what each task is, by its name."""
+    return _TASKS
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(target_builder.TargetBuilder):
   """Cuts the cubes of your own target task."""
 
   VERSION = tfds.core.Version('1.0.0')
@@ -97,6 +70,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   --manual_dir holds labels.csv and the scans that it names, with the columns
   scan,label or scan,mask or scan,x,y,z,label, and split if you like.
   """
+  wanted = f'{label_table.TABLE_FILE} and the scans that it names'
   builder_config_cls = BuilderConfig
   BUILDER_CONFIGS: ClassVar = [
     BuilderConfig(name=name, task=name, description=description)
@@ -112,54 +86,14 @@ class Builder(tfds.core.GeneratorBasedBuilder):
       supervised_keys=('cube', 'mask' if masked else 'label'),
     )
 
-  def _example_writer(self):
-    return record_writer.DeterministicWriter(self.info.file_format)
-
-  def download_and_prepare(self, **kwargs) -> None:
-    """As in TFDS; leaves out the task that the table is not for."""
-    try:
-      super().download_and_prepare(**kwargs)
-    except builders.NotForThisTaskError as error:
-      if not builders.leaves_out(self.name, _TASKS):
-        raise
-      print(f'{self.builder_config.name} is left out: {error}')
-
-  def _split_generators(self, dl_manager, pipeline):
-    pipelines.prefer_local_engine(pipeline)
+  def make_requests(self, manual_dir, folder):
+    """Returns what the table wants; a row that is of no use is an error."""
     config = self.builder_config
-    manual_dir = builders.find_manual_dir(
-      dl_manager, f'{label_table.TABLE_FILE} and the scans that it names'
-    )
     table = label_table.read(manual_dir, config.classes)
     _check_kind(table, config.task)
     if table.classes:
       self.info.features['label'].names = list(table.classes)
-    folder = os.fspath(self.data_path / _CUBES_FOLDER)
-    requests = _make_requests(manual_dir, table, config, folder)
-    rejected = target_cubes.cut_targets(
-      requests,
-      folder,
-      strict=config.strict,
-      runner=pipeline.runner,
-      options=pipeline.options,
-    )
-    splits = target_cubes.report(
-      config.name, os.fspath(self.data_path), requests, rejected, table.classes
-    )
-    return {
-      split: self._generate_examples(
-        [one for one in requests if one.split == split]
-      )
-      for split in splits
-    }
-
-  def _generate_examples(self, requests):
-    return target_cubes.read_examples(requests)
-
-  def _process_pipeline_result(self, pipeline_result):
-    """Cleans up: TFDS calls this when all splits are written."""
-    del pipeline_result
-    (self.data_path / _CUBES_FOLDER).rmtree()
+    return _make_requests(manual_dir, table, config, folder), []
 
 
 def _check_kind(table, task) -> None:
