@@ -108,3 +108,23 @@ def test_what_is_no_network_is_one_line(tmp_path):
   other.save(str(tmp_path / 'other.keras'))
   with pytest.raises(errors.UserError, match='holds a Sequential'):
     initial_weights.start_from(model, str(tmp_path / 'other.keras'))
+
+
+def test_another_epsilon_does_not_change_what_is_computed(tmp_path):
+  source = models.build_torch_visual_word_net(
+    num_words=3, head_filters=4, **_SIZES
+  )
+  source.build((None, *tiny_data.CUBE_SHAPE, 1))
+  rng = np.random.default_rng(1)
+  for variable in source.variables:
+    # Variances as small as the epsilons.
+    small = 1e-3 if variable.name == 'moving_variance' else 1.0
+    variable.assign(small * rng.random(variable.shape))
+  model = models.build_classifier(2, **_SIZES)
+  model.build((None, *tiny_data.CUBE_SHAPE, 1))
+  initial_weights.start_from(model, _saved(source, tmp_path))
+  assert model.encoder.conv_blocks[0].batch_norm.epsilon == 1e-3
+  assert source.encoder.conv_blocks[0].batch_norm.epsilon == 1e-5
+  cubes = rng.random((2, *tiny_data.CUBE_SHAPE, 1)).astype(np.float32)
+  want = np.asarray(source.embed(cubes))
+  np.testing.assert_allclose(model.embed(cubes), want, rtol=1e-4)

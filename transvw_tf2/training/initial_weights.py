@@ -20,7 +20,8 @@ def start_from(model: keras.Model, source: str) -> str:
   """Copies the parts that both networks have in the same shape.
 
   The encoder has to fit; a decoder or head that does not fit, or is not there,
-  stays as it is. A part is copied as a whole or not at all.
+  stays as it is. A part is copied as a whole or not at all. Where batch norm
+  has another epsilon, gamma makes up for it.
 
   Args:
     model: built; gets the weights.
@@ -109,7 +110,20 @@ def _copy(sources, targets) -> str:
       return f'{name} is {there[0]} there, {here[0]} here'
   for name, layer in target.items():
     layer.set_weights(source[name].get_weights())
+    if isinstance(layer, keras.layers.BatchNormalization):
+      _keep_scale(layer, source[name].epsilon)
   return ''
+
+
+def _keep_scale(layer, epsilon: float) -> None:
+  """Makes gamma / sqrt(variance + epsilon) what it was with another epsilon.
+
+  The networks of Keras have 1e-3, those of the PyTorch release 1e-5.
+  """
+  if layer.epsilon != epsilon:
+    variance = layer.moving_variance
+    ratio = (variance + layer.epsilon) / (variance + epsilon)
+    layer.gamma.assign(layer.gamma * keras.ops.sqrt(ratio))
 
 
 def _named_layers(layers) -> dict[str, keras.layers.Layer]:
