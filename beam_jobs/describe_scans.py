@@ -21,7 +21,7 @@ from beam_jobs import describe
 from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2.discovery import vocabulary
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 
 _DATA = flags.DEFINE_string(
   'data', None, 'Index that index_scans wrote.', required=True
@@ -64,7 +64,7 @@ def run(
     raise errors.UserError(
       f'--output {output} exists; give another file, or remove it'
     )
-  index = input_pipeline.open_data(data, input_pipeline.THUMBNAILS).data_dir
+  index = built_data.open_data(data, built_data.THUMBNAILS).data_dir
   temporary = f'{output}.incomplete'
   shutil.rmtree(temporary, ignore_errors=True)
   os.makedirs(temporary)

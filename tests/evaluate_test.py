@@ -12,6 +12,7 @@ from sklearn import metrics as sklearn_metrics
 from tests.training import tiny_data
 from transvw_tf2 import errors
 from transvw_tf2 import models
+from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
 from transvw_tf2.training import evaluation
@@ -59,7 +60,7 @@ def test_classes_equal_scikit_learn(runs, data_dir, tmp_path):
     rows = list(csv.DictReader(file))
   assert len(rows) == 10
   # By the network itself, all cubes at once.
-  data = input_pipeline.open_data(data_dir, ('cube', 'label', 'scan_id'))
+  data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id'))
   (batch,) = input_pipeline.make_dataset(data, 'test', 10)
   model, _ = checkpoints.load_model(str(runs / 'classes'))
   scores = model(batch['cube'])['probabilities'].numpy()
@@ -83,7 +84,7 @@ def test_masks_equal_numpy(runs, data_dir, tmp_path):
   found = evaluation_report.evaluate(
     str(runs / 'masks'), data_dir, str(output), batch_size=4, resamples=50
   )
-  data = input_pipeline.open_data(data_dir, ('cube', 'mask'))
+  data = built_data.open_data(data_dir, ('cube', 'mask'))
   (batch,) = input_pipeline.make_dataset(data, 'test', 10)
   model, _ = checkpoints.load_model(str(runs / 'masks'))
   named = model(batch['cube']).numpy() >= 0.5

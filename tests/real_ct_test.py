@@ -16,7 +16,7 @@ from transvw_tf2.scans import phantom
 from transvw_tf2.scans import reader
 from transvw_tf2.serving import embed
 from transvw_tf2.serving import export
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ID = 'lung1_image'
@@ -73,7 +73,7 @@ def test_its_cubes_are_in_the_data_set(scans, tmp_path):
     cwd=os.path.join(_ROOT, 'beam_jobs'),
   )
   hu = reader.read_scan(real_ct.path()).hu
-  builder = input_pipeline.open_data(str(tmp_path)).builder
+  builder = built_data.open_data(str(tmp_path)).builder
   native = [
     one
     for one in builder.as_dataset(schema.TRAIN).as_numpy_iterator()

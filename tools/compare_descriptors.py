@@ -30,7 +30,7 @@ from transvw_tf2.discovery import descriptors
 from transvw_tf2.discovery import neighbours
 from transvw_tf2.scans import bend
 from transvw_tf2.scans import phantom
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 
 _SCANS = flags.DEFINE_string(
   'scans', None, 'Folder of tools/make_phantom.py.', required=True
@@ -126,7 +126,7 @@ def compare(
 
 def read_thumbnails(data_dir: str) -> dict[str, dict[str, np.ndarray]]:
   """Returns int16 thumbnails by split and scan id."""
-  data = input_pipeline.open_data(data_dir, input_pipeline.THUMBNAILS)
+  data = built_data.open_data(data_dir, built_data.THUMBNAILS)
   return {
     split: {
       one['scan_id'].decode(): one['thumbnail']
@@ -172,7 +172,7 @@ def parse_models(models: Sequence[str]) -> dict[str, str]:
 def describe_by_models(data_dir, folders) -> dict[str, dict[str, np.ndarray]]:
   """Returns descriptors by name and scan id, from the folders by name."""
   found = {}
-  index = input_pipeline.open_data(data_dir, input_pipeline.THUMBNAILS).data_dir
+  index = built_data.open_data(data_dir, built_data.THUMBNAILS).data_dir
   for name, folder in folders.items():
     with tempfile.TemporaryDirectory() as temporary:
       scan_ids, matrix = describe.describe_index(index, folder, temporary)

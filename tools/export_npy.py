@@ -24,7 +24,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import schema
 from transvw_tf2.scans import released_npy
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 
 _DATA = flags.DEFINE_string(
   'data', None, 'The --data_dir of `tfds build`.', required=True
@@ -48,7 +48,7 @@ def export(
   """Writes the cubes of a data set to a new folder of .npy files.
 
   Args:
-    data_dir: see `input_pipeline.find_data_dir`.
+    data_dir: see `built_data.find_data_dir`.
     output: folder to make; it appears only when all is written.
     dtype: 'float32' or 'float64', of cubes and labels.
     first_fold: number of the first files.
@@ -63,7 +63,7 @@ def export(
     raise errors.UserError(
       f'--output {output} exists; give another folder, or remove it'
     )
-  data = input_pipeline.open_data(data_dir, _FEATURES)
+  data = built_data.open_data(data_dir, _FEATURES)
   if data.shape != schema.CUBE_SHAPE:
     raise errors.UserError(
       f'data set {data.data_dir} has cubes of {data.shape} voxels;'

@@ -20,6 +20,7 @@ from transvw_tf2 import mains
 from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.training import assembly
+from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import gin_files
 from transvw_tf2.training import input_pipeline
@@ -146,7 +147,7 @@ def print_data(data) -> None:
 
 def main(argv):
   del argv
-  data = input_pipeline.open_data(_DATA.value)
+  data = built_data.open_data(_DATA.value)
   history = reports.read_history(_WORKDIR.value)
   figures = {
     'words': draw_words(data, _PATIENTS.value),

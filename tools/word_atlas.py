@@ -25,7 +25,7 @@ from transvw_tf2 import mains
 from transvw_tf2 import schema
 from transvw_tf2.discovery import quality as quality_lib
 from transvw_tf2.discovery import vocabulary as vocabulary_lib
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 
 _DATA = flags.DEFINE_string('data', None, 'Built data set.', required=True)
 _OUTPUT = flags.DEFINE_string('output', None, 'Page to write.', required=True)
@@ -91,7 +91,7 @@ def read_rows(
   Raises:
     UserError: there is no such data set.
   """
-  builder = input_pipeline.open_data(data).builder
+  builder = built_data.open_data(data).builder
   words = vocabulary_lib.read_vocabulary(data).words
   references = {one.word: one.scan_id for one in words}
   rows: dict[int, list[tuple[str, dict]]] = {}
@@ -316,7 +316,7 @@ if (wanted && document.querySelector(`th[data-column="${wanted[2]}"]`))
 
 def main(argv):
   del argv
-  data = input_pipeline.find_data_dir(_DATA.value)
+  data = built_data.find_data_dir(_DATA.value)
   quality = None
   if os.path.exists(os.path.join(data, quality_lib.QUALITY_FILE)):
     quality = quality_lib.read_quality(data)

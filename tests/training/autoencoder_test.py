@@ -17,6 +17,7 @@ from transvw_tf2.scans import thumbnail
 from transvw_tf2.serving import encoders
 from transvw_tf2.serving import export
 from transvw_tf2.serving import signatures
+from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import loop
@@ -217,7 +218,7 @@ def test_thumbnails_that_do_not_fit_the_network_are_one_line(
 
 
 def test_batches_of_thumbnails(data_dir, splits):
-  data = input_pipeline.open_data(data_dir, input_pipeline.THUMBNAILS)
+  data = built_data.open_data(data_dir, built_data.THUMBNAILS)
   assert (data.volume, data.shape, data.words) == ('thumbnail', (16, 8, 8), ())
   batches = list(input_pipeline.make_dataset(data, 'validation', 4))
   assert set(batches[0]) == {'thumbnail', 'index', 'weight'}

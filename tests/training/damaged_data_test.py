@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2.training import built_data
 from transvw_tf2.training import damaged_data
 from transvw_tf2.training import input_pipeline
 
@@ -61,7 +62,7 @@ def _error(function, *arguments, **settings):
 def test_a_missing_shard(folder, split):
   path = _shard(folder, split)
   os.remove(path)
-  message = _error(input_pipeline.open_data, folder)
+  message = _error(built_data.open_data, folder)
   assert message.startswith(f'shard {path} is missing: copy all of {folder} ag')
   assert '`tfds build transvw_luna16`' in message
 
@@ -73,7 +74,7 @@ def test_a_shard_cut_within_a_record(folder, place):
   ends = _ends_of_records(path)
   assert len(ends) == 9
   os.truncate(path, place + ends[2 if place < 0 else 1])
-  message = _error(input_pipeline.open_data, folder)
+  message = _error(built_data.open_data, folder)
   assert message.startswith(
     f'shard {path} is damaged, only 2 of its 9 examples can be read: copy it'
   )
@@ -84,7 +85,7 @@ def test_a_shard_cut_within_the_length_of_a_record(folder, left):
   # TensorFlow takes that for the end.
   path = _shard(folder)
   os.truncate(path, _ends_of_records(path)[1] + left)
-  message = _error(input_pipeline.open_data, folder)
+  message = _error(built_data.open_data, folder)
   assert message.startswith(f'shard {path} has 2 examples, wanted 9: copy it')
 
 
@@ -92,7 +93,7 @@ def test_a_shard_cut_within_the_length_of_a_record(folder, left):
 def test_a_shard_cut_between_records(folder, records):
   path = _shard(folder, 'train', 0)
   os.truncate(path, [0, *_ends_of_records(path)][records])
-  message = _error(input_pipeline.open_data, folder)
+  message = _error(built_data.open_data, folder)
   assert message.startswith(f'shard {path} has {records} examples, wanted 9: c')
 
 
@@ -105,7 +106,7 @@ def test_a_shard_of_another_build(folder, tmp_path):
       example = tf.train.Example.FromString(record)
       example.features.feature['note'].bytes_list.value.append(b'more')
       writer.write(example.SerializeToString())
-  message = _error(input_pipeline.open_data, folder)
+  message = _error(built_data.open_data, folder)
   size = sum(map(os.path.getsize, (_shard(folder, 'train', 0), path)))
   assert f'the train shards of data set {folder} have {size} bytes' in message
   assert 'of different builds, so build the data set anew with `tfds' in message
@@ -120,10 +121,10 @@ def test_data_of_unknown_size_are_opened(folder):
     split['numBytes'] = '0'
   with open(path, 'w', encoding='utf-8') as file:
     json.dump(info, file)
-  assert sum(_read_epoch(input_pipeline.open_data(folder))) == 18
+  assert sum(_read_epoch(built_data.open_data(folder))) == 18
   # A missing shard is found all the same.
   os.remove(_shard(folder))
-  assert 'is missing' in _error(input_pipeline.open_data, folder)
+  assert 'is missing' in _error(built_data.open_data, folder)
 
 
 def test_shards_of_another_format(folder):
@@ -133,7 +134,7 @@ def test_shards_of_another_format(folder):
   info['fileFormat'] = 'array_record'
   with open(path, 'w', encoding='utf-8') as file:
     json.dump(info, file)
-  message = _error(input_pipeline.open_data, folder)
+  message = _error(built_data.open_data, folder)
   assert message.startswith(
     f'data set {folder} has array_record files, wanted tfrecord: build it anew'
   )
@@ -204,7 +205,7 @@ def _put_a_smaller_cube(path):
   ],
 )
 def test_damage_done_during_a_run(folder, damage, split):
-  data = input_pipeline.open_data(folder)
+  data = built_data.open_data(folder)
   assert sum(_read_epoch(data, split)) in (12, 18)
   wanted = damage(_shard(folder, split))
   message = _error(_read_epoch, data, split)
@@ -213,7 +214,7 @@ def test_damage_done_during_a_run(folder, damage, split):
 
 
 def test_damage_found_when_the_data_are_read_into_memory(folder):
-  data = input_pipeline.open_data(folder)
+  data = built_data.open_data(folder)
   wanted = _cut_between_records(_shard(folder))
   # Not by the caller alone.
   message = _error(
@@ -224,7 +225,7 @@ def test_damage_found_when_the_data_are_read_into_memory(folder):
 
 
 def test_damage_found_when_volumes_are_read(folder):
-  data = input_pipeline.open_data(folder)
+  data = built_data.open_data(folder)
   wanted = _flip_a_bit(_shard(folder))
   message = _error(lambda: list(input_pipeline.read_volumes(data, 'train')))
   assert message.startswith(wanted)
@@ -232,7 +233,7 @@ def test_damage_found_when_volumes_are_read(folder):
 
 def test_damage_found_by_a_distributed_run(folder):
   strategy = tf.distribute.MirroredStrategy(['cpu:0'])
-  data = input_pipeline.open_data(folder)
+  data = built_data.open_data(folder)
 
   def make(context):
     return input_pipeline.make_dataset(data, 'train', 4, input_context=context)
@@ -257,7 +258,7 @@ def test_damage_found_by_a_distributed_run(folder):
 
 
 def test_other_errors_stay_as_they_are(data_dir):
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   with (
     pytest.raises(tf.errors.InvalidArgumentError, match='NaN'),
     damaged_data.explain(data, 'train'),
@@ -274,5 +275,5 @@ def test_thumbnails_name_their_own_builder(tmp_path):
   cubes, _ = tiny_data.make_cubes(4, seed=1)
   folder = tiny_data.write_thumbnails(tmp_path, {'train': cubes})
   os.remove(_shard(folder))
-  message = _error(input_pipeline.open_data, folder, input_pipeline.THUMBNAILS)
+  message = _error(built_data.open_data, folder, built_data.THUMBNAILS)
   assert message.endswith('anew with `python -m beam_jobs.index_scans`')

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2.training import built_data
 from transvw_tf2.training import input_pipeline
 
 
@@ -36,14 +37,14 @@ def _known(seed):
 
 
 def test_what_is_in_a_data_set(data_dir):
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   assert data.volume == 'cube'
   assert data.shape == tiny_data.CUBE_SHAPE
   assert data.words == tiny_data.WORDS
   assert data.sizes == {'train': 18, 'validation': 7}
   # Any folder above will do.
   above = os.path.dirname(os.path.dirname(os.path.dirname(data_dir)))
-  assert input_pipeline.open_data(above).data_dir == data_dir
+  assert built_data.open_data(above).data_dir == data_dir
 
 
 def test_training_batches(data_dir):
@@ -105,7 +106,7 @@ def test_shards_are_read_in_turn(data_dir, interleave):
   else:
     records = itertools.chain(*zip(*shards, strict=True))
   wanted = [record.bytes_list.value[0] for record in records]
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   found = input_pipeline._order(data, 'train', interleave)
   for wanted_bytes, record in zip(wanted, found, strict=True):
     assert wanted_bytes in record.numpy()
@@ -122,7 +123,7 @@ def test_more_interleaved_shards_give_other_orders(data_dir):
 @pytest.mark.parametrize('split', ['train', 'validation'])
 @pytest.mark.parametrize('cache', [None, 'memory'])
 def test_steps_can_be_skipped(data_dir, split, cache):
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   settings = {'batch_size': 4, 'epoch': 3, 'cache': cache}
   whole = _read(data, split, **settings)
   for skip_steps in range(len(whole) + 1):
@@ -155,7 +156,7 @@ def _break_some(data, is_broken):
 
 
 def test_what_is_skipped_is_not_decoded(data_dir):
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   wanted = _read(data, batch_size=4)[2:]
   _break_some(data, lambda place: place < 8)
   left = _read(data, skip_steps=2)
@@ -165,7 +166,7 @@ def test_what_is_skipped_is_not_decoded(data_dir):
 
 
 def test_what_another_worker_takes_is_not_decoded(data_dir):
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   context = tf.distribute.InputContext(2, 0, 2)
   wanted = _read(data, input_context=context)
   _break_some(data, lambda place: place % 4 >= 2)
@@ -179,7 +180,7 @@ def test_what_another_worker_takes_is_not_decoded(data_dir):
 def test_memory_gives_the_same_and_is_read_once(data_dir, tmp_path, split):
   folder = tmp_path / 'copy'
   shutil.copytree(data_dir, folder)
-  data = input_pipeline.open_data(str(folder))
+  data = built_data.open_data(str(folder))
   from_disk = [_read(data, split, epoch=epoch) for epoch in range(3)]
   assert not data.records
   in_memory = [_read(data, split, epoch=0, cache='memory')]
@@ -251,7 +252,7 @@ def test_workers_share_each_global_batch(data_dir, workers, replicas, split):
 
 
 def test_steps_per_epoch(data_dir):
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   assert input_pipeline.steps_per_epoch(data, 'train', 4) == 4
   assert input_pipeline.steps_per_epoch(data, 'validation', 4) == 2
   with pytest.raises(errors.UserError, match='fewer than a batch'):
@@ -262,22 +263,22 @@ def test_steps_per_epoch(data_dir):
 
 def test_missing_data_is_one_clear_line(data_dir, tmp_path):
   with pytest.raises(errors.UserError, match='add --data DIR'):
-    input_pipeline.open_data('')
+    built_data.open_data('')
   with pytest.raises(errors.UserError, match='does not exist'):
-    input_pipeline.open_data(str(tmp_path / 'nothing'))
+    built_data.open_data(str(tmp_path / 'nothing'))
   with pytest.raises(errors.UserError, match='no data set'):
-    input_pipeline.open_data(str(tmp_path))
+    built_data.open_data(str(tmp_path))
   for version in ('1.0.0', '1.0.1'):
     shutil.copytree(data_dir, tmp_path / 'tiny_cubes' / 'default' / version)
   with pytest.raises(errors.UserError, match='2 data sets below'):
-    input_pipeline.open_data(str(tmp_path))
+    built_data.open_data(str(tmp_path))
 
 
 def test_a_half_written_data_set_is_not_opened(data_dir, tmp_path):
   folder = tmp_path / 'tiny_cubes' / 'default' / '1.0.0.incompleteABC'
   shutil.copytree(data_dir, folder)
   with pytest.raises(errors.UserError, match='no data set'):
-    input_pipeline.open_data(str(tmp_path))
+    built_data.open_data(str(tmp_path))
 
 
 def test_damaged_metadata_is_one_clear_line(data_dir, tmp_path):
@@ -285,4 +286,4 @@ def test_damaged_metadata_is_one_clear_line(data_dir, tmp_path):
   shutil.copytree(data_dir, folder)
   (folder / 'features.json').write_text('{')
   with pytest.raises(errors.UserError, match='cannot be opened'):
-    input_pipeline.open_data(str(folder))
+    built_data.open_data(str(folder))

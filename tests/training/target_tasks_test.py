@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 from tests.training import tiny_data
 from transvw_tf2 import errors
 from transvw_tf2 import models
+from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
 from transvw_tf2.training import freezing
@@ -52,9 +53,7 @@ def _train(workdir, data_dir, **settings):
 
 
 def test_data_hold_classes_masks_and_patients(data_dir):
-  data = input_pipeline.open_data(
-    data_dir, ('cube', 'mask', 'label', 'scan_id')
-  )
+  data = built_data.open_data(data_dir, ('cube', 'mask', 'label', 'scan_id'))
   assert data.classes == ('empty', 'box')
   batch = next(iter(input_pipeline.make_dataset(data, 'test', 4)))
   assert batch['mask'].shape == (4, *_SHAPE, 1)
@@ -114,7 +113,7 @@ def test_auc_equals_scikit_learn(classes):
   batch = {'label': tf.constant(label, tf.int32), 'weight': tf.ones(60)}
   task = _classification()
   task.prepare(
-    input_pipeline.Data(
+    built_data.Data(
       data_dir='nowhere',
       builder=None,
       features=task.features,
@@ -189,7 +188,7 @@ def test_learns_to_segment(data_dir, tmp_path):
 
 
 def test_a_fraction_is_of_patients_and_nested(data_dir):
-  data = input_pipeline.open_data(data_dir, ('cube', 'label', 'scan_id'))
+  data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id'))
 
   def patients(fraction):
     selected = label_fraction.select(data, fraction, seed=3)
@@ -212,7 +211,7 @@ def test_a_fraction_is_of_patients_and_nested(data_dir):
 
 
 def test_refuses_fractions(data_dir):
-  data = input_pipeline.open_data(data_dir, ('cube', 'label', 'scan_id'))
+  data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id'))
   for fraction in (0.0, 1.5):
     with pytest.raises(errors.UserError, match='label_fraction is'):
       label_fraction.select(data, fraction, seed=1)
@@ -234,7 +233,7 @@ def test_an_empty_class_is_named(tmp_path):
   path = tiny_data.write_splits(
     tmp_path, 'one_class', {'train': arrays}, features, 1
   )
-  data = input_pipeline.open_data(path, ('cube', 'label'))
+  data = built_data.open_data(path, ('cube', 'label'))
   with pytest.raises(errors.UserError, match="no example of class '"):
     label_fraction.select(data, 0.5, seed=1)
 

@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 
 from transvw_tf2 import models
 from transvw_tf2.perturb import random_numbers
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import tasks
 
@@ -179,7 +179,7 @@ def make_autoencoder(**settings) -> tasks.Autoencoder:
 def prepare(task: tasks.Pretrain, words=WORDS) -> tasks.Pretrain:
   """Prepares the task for data that are not on disk."""
   task.prepare(
-    input_pipeline.Data(
+    built_data.Data(
       data_dir='nowhere',
       builder=None,
       features=task.features,

@@ -43,6 +43,7 @@ import tensorflow_datasets as tfds
 from beam_jobs import builders
 from beam_jobs import record_writer
 from transvw_tf2 import schema
+from transvw_tf2.training import built_data
 from transvw_tf2.training import input_pipeline
 
 _CUBES = flags.DEFINE_integer('cubes', 2000, 'Cubes.', lower_bound=16)
@@ -102,7 +103,7 @@ def input() -> Iterator[tuple]:
 
 
 def _make_sides(
-  data: input_pipeline.Data, kept: input_pipeline.Data
+  data: built_data.Data, kept: built_data.Data
 ) -> dict[str, Callable[[int], Iterable]]:
   """Returns functions that make the batches of an epoch, by name."""
 
@@ -218,7 +219,7 @@ class _Builder(tfds.dataset_builders.TfDataBuilder, skip_registration=True):
 
 
 @contextlib.contextmanager
-def _made_data() -> Iterator[input_pipeline.Data]:
+def _made_data() -> Iterator[built_data.Data]:
   """Writes the cubes into a folder that is removed; opens them."""
   features = builders.make_features()
   features['word'].names = [f'{word:04d}' for word in range(_WORDS)]
@@ -245,7 +246,7 @@ def _made_data() -> Iterator[input_pipeline.Data]:
       builder.download_and_prepare(
         download_config=tfds.download.DownloadConfig(num_shards=_SHARDS.value)
       )
-    yield input_pipeline.open_data(folder)
+    yield built_data.open_data(folder)
 
 
 def _make_examples() -> Iterator[dict]:
@@ -268,9 +269,9 @@ def _make_examples() -> Iterator[dict]:
 
 
 @contextlib.contextmanager
-def _opened(data_dir: str) -> Iterator[input_pipeline.Data]:
+def _opened(data_dir: str) -> Iterator[built_data.Data]:
   """Opens the data anew; forgets what was kept in memory at the end."""
-  data = input_pipeline.open_data(data_dir)
+  data = built_data.open_data(data_dir)
   yield data
   data.records.clear()
 

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
 from transvw_tf2.training import freezing as freezing_lib
@@ -49,7 +50,7 @@ class Run:
   settings: settings_lib.Settings
   is_chief: bool
   task: tasks.Task
-  data: input_pipeline.Data
+  data: built_data.Data
   num_steps: dict[str, int]
   model: keras.Model
   optimizer: keras.optimizers.Optimizer
@@ -120,7 +121,7 @@ def assemble(
       f'train.inputs_in_pipeline is True, but {type(task).__name__} perturbs'
       ' nothing: leave it out'
     )
-  data = input_pipeline.open_data(settings.data_dir, task.features)
+  data = built_data.open_data(settings.data_dir, task.features)
   data = label_fraction.select(data, settings.label_fraction, settings.seed)
   num_steps = {
     split: input_pipeline.steps_per_epoch(data, split, settings.batch_size)

@@ -31,7 +31,7 @@ def check_shards(data, split: str) -> None:
   """Looks whether shards are there and as long as when they were written.
 
   Args:
-    data: an opened `input_pipeline.Data`.
+    data: an opened `built_data.Data`.
     split: its split.
 
   Raises:
@@ -65,7 +65,7 @@ def explain(data, split: str) -> Iterator[None]:
   does not is raised as it is.
 
   Args:
-    data: an opened `input_pipeline.Data`.
+    data: an opened `built_data.Data`.
     split: the split that is read within.
 
   Raises:
@@ -84,7 +84,7 @@ def find_damage(data, split: str) -> str | None:
   """Reads and decodes a split; returns a line on the first damaged shard.
 
   Args:
-    data: an opened `input_pipeline.Data`.
+    data: an opened `built_data.Data`.
     split: its split.
   """
   logging.info('looking for a damaged shard of %s, %s', data.data_dir, split)

@@ -16,6 +16,7 @@ import tqdm
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.training import built_data
 from transvw_tf2.training import damaged_data
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import target_tasks
@@ -60,18 +61,18 @@ class Metric:
     return f'{self.value:.4f} (95 % CI {self.low:.4f} to {self.high:.4f})'
 
 
-def open_data(data_dir: str, kind: str) -> input_pipeline.Data:
+def open_data(data_dir: str, kind: str) -> built_data.Data:
   """Opens the data of a target task with the patients of its examples.
 
   Args:
-    data_dir: see `input_pipeline.find_data_dir`.
+    data_dir: see `built_data.find_data_dir`.
     kind: 'label' or 'mask'.
   """
-  return input_pipeline.open_data(data_dir, ('cube', kind, 'scan_id'))
+  return built_data.open_data(data_dir, ('cube', kind, 'scan_id'))
 
 
 def predict_classes(
-  model, data: input_pipeline.Data, split: str, batch_size: int
+  model, data: built_data.Data, split: str, batch_size: int
 ) -> Predictions:
   """Runs a classifier over a split."""
   run = tf.function(model)
@@ -88,7 +89,7 @@ def predict_classes(
 
 def predict_masks(
   model,
-  data: input_pipeline.Data,
+  data: built_data.Data,
   split: str,
   batch_size: int,
   most_pictures: int = 12,
@@ -121,7 +122,7 @@ def predict_masks(
 
 def probe_classes(
   model,
-  data: input_pipeline.Data,
+  data: built_data.Data,
   split: str,
   batch_size: int,
   probe: str = NEIGHBOURS,

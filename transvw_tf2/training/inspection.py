@@ -6,6 +6,7 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import schema
+from transvw_tf2.training import built_data
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import step as step_lib
 
@@ -25,7 +26,7 @@ class Inspected(NamedTuple):
 
 
 def inspect(
-  data: input_pipeline.Data,
+  data: built_data.Data,
   steps: step_lib.Steps,
   task,
   seed: tf.Tensor,

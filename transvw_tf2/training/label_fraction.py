@@ -12,6 +12,7 @@ import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.training import built_data
 from transvw_tf2.training import input_pipeline
 
 
@@ -27,8 +28,8 @@ def choose_patients(
 
 
 def select(
-  data: input_pipeline.Data, fraction: float, seed: int
-) -> input_pipeline.Data:
+  data: built_data.Data, fraction: float, seed: int
+) -> built_data.Data:
   """Keeps the training examples of a fraction of the patients.
 
   They are read into memory. An epoch stays as long as with all examples, so

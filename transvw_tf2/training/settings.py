@@ -33,7 +33,7 @@ class Settings:
   """Settings of a run, `train` in gin files; the defaults are the paper's.
 
   Attributes:
-    data_dir: a built data set, see `input_pipeline.find_data_dir`.
+    data_dir: a built data set, see `built_data.find_data_dir`.
     task: makes the task.
     start_from: earlier run or file whose weights the network begins with, see
       `initial_weights.start_from`; empty for random ones.

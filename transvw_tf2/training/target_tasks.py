@@ -16,7 +16,7 @@ import tensorflow as tf
 from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2.perturb import random_numbers
-from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import built_data
 from transvw_tf2.training import target_reports
 from transvw_tf2.training import tasks
 
@@ -70,7 +70,7 @@ class Classification(_TargetTask):
   loss = cross-entropy of the softmax probabilities.
   """
 
-  features = input_pipeline.CUBES_AND_LABELS
+  features = built_data.CUBES_AND_LABELS
   metrics = ('loss', 'accuracy')
 
   def __init__(
@@ -87,7 +87,7 @@ class Classification(_TargetTask):
     """
     super().__init__(model, mirror)
 
-  def prepare(self, data: input_pipeline.Data) -> None:
+  def prepare(self, data: built_data.Data) -> None:
     """Takes the classes of the data set."""
     if len(data.classes) < 2:
       raise errors.UserError(
@@ -187,7 +187,7 @@ class Segmentation(_TargetTask):
   all its voxels. With several replicas, or accumulation, that of their parts.
   """
 
-  features = input_pipeline.CUBES_AND_MASKS
+  features = built_data.CUBES_AND_MASKS
   metrics = ('loss',)
 
   def __init__(

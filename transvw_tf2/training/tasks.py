@@ -17,6 +17,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2 import schema
 from transvw_tf2.perturb import perturb as perturb_lib
+from transvw_tf2.training import built_data
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import reports
 
@@ -25,7 +26,7 @@ class Task:
   """What the step and the loop ask of a task.
 
   Attributes:
-    features: what it reads of a data set, see input_pipeline.Data.
+    features: what it reads of a data set, see built_data.Data.
     metrics: names of what `losses` returns, `loss` among them.
     augments: whether it trains on changed examples rather than perturbed
       inputs.
@@ -35,7 +36,7 @@ class Task:
   metrics: tuple[str, ...]
   augments: bool = False
 
-  def prepare(self, data: input_pipeline.Data) -> None:
+  def prepare(self, data: built_data.Data) -> None:
     """Takes the opened data; called once, before anything below."""
 
   def build_model(
@@ -120,9 +121,9 @@ class _CubeTask(Task):
 class _WordTask(_CubeTask):
   """A task that names words; `words` of the model are their probabilities."""
 
-  features = input_pipeline.CUBES_AND_WORDS
+  features = built_data.CUBES_AND_WORDS
 
-  def prepare(self, data: input_pipeline.Data) -> None:
+  def prepare(self, data: built_data.Data) -> None:
     """Takes the words of the data set."""
     self._words = data.words
 
@@ -309,7 +310,7 @@ class Autoencoder(Task):
   loss = MSE. Its encoder describes scans, so that similar ones are found.
   """
 
-  features = input_pipeline.THUMBNAILS
+  features = built_data.THUMBNAILS
   metrics = ('loss', 'mse', 'mean_mse')
 
   def __init__(self, model: Callable[..., keras.Model] = models.build_unet3d):
@@ -320,7 +321,7 @@ class Autoencoder(Task):
     """
     self._model = model
 
-  def prepare(self, data: input_pipeline.Data) -> None:
+  def prepare(self, data: built_data.Data) -> None:
     """Computes the mean training thumbnail, the prediction to be beaten."""
     total = np.zeros(data.shape)
     for one in input_pipeline.read_volumes(data, schema.TRAIN):
