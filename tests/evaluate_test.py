@@ -3,6 +3,10 @@
 import csv
 import functools
 import json
+import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 from PIL import Image
@@ -77,6 +81,34 @@ def test_classes_equal_scikit_learn(runs, data_dir, tmp_path):
   assert (written['examples'], written['scans']) == (10, 5)
   with Image.open(output / 'roc.png') as picture:
     assert min(picture.size) > 300
+
+
+def test_the_command_prints_the_metrics(runs, data_dir, tmp_path):
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'transvw_tf2.evaluate'),
+      *(f'--workdir={runs / "classes"}', f'--data={data_dir}'),
+      *(f'--output={tmp_path / "report"}', '--resamples=10'),
+    ],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert re.search(r'^auc \d\.\d{4} \(95 % CI ', done.stdout, re.MULTILINE)
+  assert sorted(os.listdir(tmp_path / 'report')) == [
+    'metrics.json',
+    'predictions.csv',
+    'roc.png',
+  ]
+
+
+def test_a_report_that_cannot_be_written_is_one_line(runs, data_dir, tmp_path):
+  (tmp_path / 'file').write_text('in the way')
+  with pytest.raises(errors.UserError, match='cannot be made'):
+    evaluation_report.evaluate(
+      str(runs / 'classes'), data_dir, str(tmp_path / 'file'), resamples=0
+    )
 
 
 def test_masks_equal_numpy(runs, data_dir, tmp_path):

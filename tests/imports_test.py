@@ -11,12 +11,14 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ALLOWED = {
   'schema': set(),
   'errors': set(),
+  'output_file': {'errors'},
   'scans': {'schema', 'errors'},
   'discovery': {'schema', 'errors', 'scans'},
   'perturb': {'schema', 'errors', 'scans'},
   'models': {'schema', 'errors', 'scans'},
   'training': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
+    'output_file',
   },
   'serving': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
@@ -25,7 +27,7 @@ _ALLOWED = {
   # Its __main__ is a main.
   'convert': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
-    *('training', 'mains'),
+    *('training', 'mains', 'output_file'),
   },
 }
 # Mains may import everything in the package.

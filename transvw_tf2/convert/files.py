@@ -9,11 +9,11 @@ import h5py
 import keras
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2.convert import file_size
 from transvw_tf2.convert import keras_h5
 from transvw_tf2.convert import layers as layers_lib
 from transvw_tf2.convert import network as network_lib
-from transvw_tf2.convert import output_file
 from transvw_tf2.convert import report
 from transvw_tf2.convert import torch_pt
 from transvw_tf2.training import checkpoints

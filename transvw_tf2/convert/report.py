@@ -4,7 +4,7 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 
-from transvw_tf2.convert import output_file
+from transvw_tf2 import output_file
 
 LOADED = 'loaded'
 LEFT_OUT = 'left out'

@@ -10,6 +10,7 @@ from matplotlib.backends import backend_agg
 from sklearn import metrics as sklearn_metrics
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import evaluation
 from transvw_tf2.training import target_reports
@@ -88,11 +89,12 @@ def evaluate(
     'seed': seed,
   }
   try:
-    _write(output, metrics, settings, found, data.classes)
+    os.makedirs(output, exist_ok=True)
   except OSError as error:
     raise errors.UserError(
-      f'--output {output} cannot be written ({error}): give another folder'
+      f'--output {output} cannot be made ({error}): give another folder'
     ) from error
+  _write(output, metrics, settings, found, data.classes)
   return metrics
 
 
@@ -106,7 +108,6 @@ def _check_classes(workdir, description, data) -> None:
 
 
 def _write(output, metrics, settings, found, classes) -> None:
-  os.makedirs(output, exist_ok=True)
   table = {
     name: {
       # JSON has no NaN.
@@ -115,11 +116,12 @@ def _write(output, metrics, settings, found, classes) -> None:
     }
     for name, metric in metrics.items()
   }
-  path = os.path.join(output, METRICS_FILE)
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+  with (
+    output_file.replacing(os.path.join(output, METRICS_FILE)) as partial,
+    open(partial, 'w', encoding='utf-8') as file,
+  ):
     json.dump({**settings, 'metrics': table}, file, indent=1)
     file.write('\n')
-  os.replace(path + '.tmp', path)
   if found.label is None:
     if len(found.pictures['cubes']):
       _save(target_reports.draw_overlays(**found.pictures), output, 'overlays')
@@ -135,8 +137,10 @@ def _write(output, metrics, settings, found, classes) -> None:
 
 
 def _write_predictions(output, found, classes) -> None:
-  path = os.path.join(output, PREDICTIONS_FILE)
-  with open(path + '.tmp', 'w', newline='', encoding='utf-8') as file:
+  with (
+    output_file.replacing(os.path.join(output, PREDICTIONS_FILE)) as partial,
+    open(partial, 'w', newline='', encoding='utf-8') as file,
+  ):
     rows = csv.writer(file, lineterminator='\n')
     rows.writerow(['scan_id', 'label', *classes])
     for scan_id, label, scores in zip(
@@ -145,11 +149,10 @@ def _write_predictions(output, found, classes) -> None:
       rows.writerow(
         [scan_id, classes[label], *(f'{score:.6g}' for score in scores)]
       )
-  os.replace(path + '.tmp', path)
 
 
 def _save(figure, output, name) -> None:
   backend_agg.FigureCanvasAgg(figure)
   path = os.path.join(output, f'{name}.png')
-  figure.savefig(path + '.tmp', dpi=150, format='png')
-  os.replace(path + '.tmp', path)
+  with output_file.replacing(path) as partial:
+    figure.savefig(partial, dpi=150, format='png')
