@@ -49,7 +49,7 @@ def _runs(data_dir, tmp_path_factory):
       str(folder / name),
       devices.make_strategy('cpu'),
       tiny_data.make_settings(
-        data_dir, task=task, epochs=12, learning_rate=1e-2
+        data_dir, task=task, epochs=6, learning_rate=1e-2
       ),
     )
   return folder
@@ -167,7 +167,7 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
   # Scores whose AUC is known: N(0, 1) against N(1, 1) gives Phi(1 / sqrt 2).
   truth, covered = 0.7602, 0
   rng = np.random.default_rng(3)
-  for trial in range(60):
+  for trial in range(40):
     label = np.tile([0, 1], 60)
     score = rng.normal(size=120) + label
     positive = 1 / (1 + np.exp(-score))
@@ -178,11 +178,11 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say():
         probabilities=np.stack([1 - positive, positive], axis=1),
       ),
       ('no', 'yes'),
-      resamples=100,
+      resamples=80,
       seed=trial,
     )['auc']
     covered += found.low <= truth <= found.high
-  assert 50 <= covered <= 60
+  assert 34 <= covered <= 40
 
 
 def test_a_class_without_examples_is_named():

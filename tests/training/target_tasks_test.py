@@ -166,8 +166,8 @@ def test_refuses_axes(mirror):
 def test_learns_to_classify_and_goes_on(data_dir, tmp_path):
   settings = {'task': _classification, 'learning_rate': 1e-2}
   _train(tmp_path / 'w', data_dir, epochs=3, **settings)
-  rows = _train(tmp_path / 'w', data_dir, epochs=25, **settings)
-  assert [row['epoch'] for row in rows] == list(range(1, 26))
+  rows = _train(tmp_path / 'w', data_dir, epochs=14, **settings)
+  assert [row['epoch'] for row in rows] == list(range(1, 15))
   assert rows[-1]['train/loss'] < 0.5 * rows[0]['train/loss']
   assert max(row['validation/auc'] for row in rows) > 0.9
   model, description = checkpoints.load_model(str(tmp_path / 'w'))
@@ -180,7 +180,7 @@ def test_learns_to_segment(data_dir, tmp_path):
     tmp_path / 'w',
     data_dir,
     task=functools.partial(_segmentation, mirror='xy'),
-    epochs=25,
+    epochs=14,
     learning_rate=1e-2,
   )
   assert rows[-1]['train/loss'] < 0.5 * rows[0]['train/loss']

@@ -269,9 +269,11 @@ def _run(data, split, batch_size, function: Callable) -> dict:
 
 def _classification_metrics(label, scores, scans) -> dict[str, float]:
   classes = scores.shape[1]
-  areas = [_auc(label == one, scores[:, one]) for one in range(classes)]
+  # Of two, one against the other is the same either way.
+  looked_for = [1] if classes == 2 else range(classes)
+  areas = [_auc(label == one, scores[:, one]) for one in looked_for]
   found = {
-    'auc': areas[1] if classes == 2 else float(np.mean(areas)),
+    'auc': float(np.mean(areas)),
     'accuracy': float(np.mean(scores.argmax(axis=1) == label)),
   }
   if classes != 2:
