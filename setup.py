@@ -43,6 +43,7 @@ setuptools.setup(
     'mlcroissant>=1.0',  # tfds fails to start without it
     'numpy>=1.26',
     'pillow>=10.0',
+    'pandas>=2.2',
     'pyarrow>=14',
     'scikit-learn>=1.4',
     'scipy>=1.11',
@@ -72,6 +73,7 @@ setuptools.setup(
       'dill>=0.3.9',
       'psutil>=5.9',
       'pytest>=8.0',
+      'pytest-xdist>=3.6',
       'ruff>=0.8',
       'setuptools>=61',
       'wheel>=0.40',

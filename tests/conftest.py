@@ -1,4 +1,4 @@
-"""What all tests share: quiet TensorFlow, parsed flags, the `long` marker.
+"""What all tests share: parsed flags, seeded weights, the `long` marker.
 
 `pytest` runs the quick tests, `pytest -m long` the long ones.
 """
@@ -11,6 +11,7 @@ import sys
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 
 from absl import flags
+import keras
 import pytest
 
 
@@ -30,6 +31,13 @@ def pytest_collection_modifyitems(config, items):
   if long:
     config.hook.pytest_deselected(items=long)
     items[:] = [item for item in items if not item.get_closest_marker('long')]
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item):
+  """Seeds random weights: what a test makes depends on no earlier test."""
+  del item
+  keras.utils.set_random_seed(1)
 
 
 @pytest.fixture

@@ -5,4 +5,5 @@
 #   bash tools/test.sh -m long    the long ones
 set -euo pipefail
 source "$(dirname "$0")/venv.sh"
-python -m pytest --durations=5 -q "$@"
+# A file of tests stays in one process: its fixtures are made once.
+python -m pytest -n 2 --dist loadfile --durations=5 -q "$@"
