@@ -23,11 +23,11 @@ from transvw_tf2 import schema
 from transvw_tf2.discovery import descriptors
 from transvw_tf2.discovery import extension
 from transvw_tf2.discovery import frames
-from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import selection
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
+from transvw_tf2.scans import lung_box
 
 _LIGHT_COLUMNS = [
   name for name in transforms.SUMMARY_SCHEMA.names if name != 'thumbnail'

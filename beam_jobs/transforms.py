@@ -19,11 +19,11 @@ from beam_jobs import pipelines
 from transvw_tf2 import schema
 from transvw_tf2.discovery import cubes
 from transvw_tf2.discovery import frames
-from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import summary
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
+from transvw_tf2.scans import lung_box
 from transvw_tf2.scans import reader
 from transvw_tf2.scans import thumbnail
 

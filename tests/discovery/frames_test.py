@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from transvw_tf2.discovery import frames
-from transvw_tf2.discovery import lung_box
+from transvw_tf2.scans import lung_box
 
 _CUBE = (64, 64, 32)
 _SPACING = (0.7, 0.7, 1.25)

@@ -5,9 +5,9 @@ import dataclasses
 import numpy as np
 
 from transvw_tf2 import schema
-from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import selection
 from transvw_tf2.discovery import settings as settings_lib
+from transvw_tf2.scans import lung_box
 
 _SIZE = (120, 110, 60)
 

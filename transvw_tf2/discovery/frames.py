@@ -9,7 +9,7 @@ import dataclasses
 
 import numpy as np
 
-from transvw_tf2.discovery import lung_box
+from transvw_tf2.scans import lung_box
 
 VOXEL = 'voxel'
 LUNG = 'lung'

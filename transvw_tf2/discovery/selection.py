@@ -9,11 +9,11 @@ import numpy as np
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.discovery import frames
-from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import neighbours
 from transvw_tf2.discovery import places
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.discovery import vocabulary
+from transvw_tf2.scans import lung_box
 
 # Streams of random numbers; the first integer after the seed.
 _REFERENCE_STREAM = 1

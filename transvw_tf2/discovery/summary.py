@@ -7,9 +7,9 @@ import numpy as np
 from transvw_tf2 import schema
 from transvw_tf2.discovery import descriptors
 from transvw_tf2.discovery import frames
-from transvw_tf2.discovery import lung_box
 from transvw_tf2.discovery import places
 from transvw_tf2.discovery import settings as settings_lib
+from transvw_tf2.scans import lung_box
 from transvw_tf2.scans import reader
 
 

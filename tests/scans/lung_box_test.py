@@ -7,7 +7,7 @@ import pytest
 from scipy import optimize
 
 from tests import real_ct
-from transvw_tf2.discovery import lung_box
+from transvw_tf2.scans import lung_box
 from transvw_tf2.scans import reader
 
 # mm around the middle: semi-axes and centres.
