@@ -4,7 +4,8 @@ r"""Makes a folder of synthetic chest CT in the layout of LUNA16.
 
 takes about a second for a scan, and some seconds before the first. With
 `--from SCAN` it bends one real scan (any format that is read) into the
-patients instead; they have no lung masks, no annotations and no candidates.
+patients instead; with `--nodules 1,4` they get nodules too, and with these lung
+masks, annotations and candidates.
 `transvw_tf2.scans.phantom.load_truth` tells where the anatomy truly lies.
 """
 
@@ -41,7 +42,13 @@ _RANGES = [
   flags.DEFINE_list('length', None, 'Along z, LOWEST,HIGHEST mm.'),
   flags.DEFINE_list('slice_thickness', None, 'LOWEST,HIGHEST mm.'),
   flags.DEFINE_list('noise', None, 'Sd of the noise, LOWEST,HIGHEST HU.'),
+  flags.DEFINE_list('diameter', None, 'Of nodules, LOWEST,HIGHEST mm.'),
 ]
+_NODULES = flags.DEFINE_list(
+  'nodules',
+  None,
+  'Number in a patient, LOWEST,HIGHEST (default: 1,4; with --from none).',
+)
 
 
 def main(argv):
@@ -86,6 +93,8 @@ def _make_variation() -> phantom.Variation | None:
   for flag in _RANGES:
     if flag.value is not None:
       changes[flag.name] = _parse(flag, 2, float, 'LOWEST,HIGHEST')
+  if _NODULES.value is not None:
+    changes['nodules'] = _parse(_NODULES, 2, int, 'LOWEST,HIGHEST')
   if not changes:
     return None
   if _FROM.value is None:

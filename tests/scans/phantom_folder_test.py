@@ -1,5 +1,6 @@
 """Folders of synthetic patients: LUNA16's layout, candidates and the truth."""
 
+import dataclasses
 import itertools
 import os
 
@@ -10,6 +11,7 @@ from scipy import ndimage
 from tests import real_ct
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import phantom
 from transvw_tf2.scans import reader
@@ -146,3 +148,42 @@ def test_a_real_scan_makes_a_folder_of_patients(tmp_path):
     middle
   )
   assert np.linalg.norm(apart) > 1.0
+
+
+def test_nodules_are_put_into_the_lungs_of_a_real_scan(tmp_path):
+  path = real_ct.path()
+  folder = os.fspath(tmp_path / 'bent')
+  variation = dataclasses.replace(
+    phantom.variation_of(reader.read_scan(path)), nodules=(2, 3)
+  )
+  phantom.write_luna16(
+    folder, 2, (96, 96, 48), seed=4, variation=variation, source=path
+  )
+  annotations = luna16.read_annotations(folder)
+  assert {one.scan_id for one in annotations} == {
+    one.scan_id for one in luna16.find_scans(folder)
+  }
+  false = [one for one in luna16.read_candidates(folder) if not one.label]
+  assert len(false) > 6
+  for scan in luna16.find_scans(folder):
+    mask = reader.read_scan(
+      luna16.lung_mask_path(folder, scan.scan_id), check=False
+    )
+    assert set(np.unique(mask.hu)) == {0, 3, 4}
+    for one in (*annotations, *false):
+      if one.scan_id == scan.scan_id:
+        voxel = np.rint(mask.geometry.world_to_voxel(one.centre)).astype(int)
+        assert mask.hu[tuple(voxel)] > 0
+
+
+def test_a_scan_without_lungs_gets_no_nodules(tmp_path):
+  geometry = geometry_lib.Geometry((64, 64, 40), (5.0, 5.0, 5.0))
+  hu = np.random.default_rng(0).integers(0, 80, geometry.size)
+  hu[:8] = -1000
+  path = os.fspath(tmp_path / 'head.nrrd')
+  reader.write_scan(path, hu.astype(np.int16), geometry)
+  variation = phantom.Variation(nodules=(1, 2))
+  with pytest.raises(errors.UserError, match=r'head\.nrrd: no lungs with ves'):
+    phantom.write_luna16(
+      os.fspath(tmp_path / 'bent'), 1, (64, 64, 40), 1, variation, path
+    )

@@ -16,6 +16,7 @@ from transvw_tf2.scans import bend as bend_lib
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import phantom
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import real_lungs
 from transvw_tf2.scans.anatomy import template as template_lib
 
 _SIZE = (192, 192, 128)
@@ -311,6 +312,40 @@ def test_a_bent_scan_is_the_real_one_at_the_true_places():
   np.testing.assert_allclose(one.hu[inside], wanted[inside], atol=0.6)
   outside = ((index < -0.01) | (index > last + 0.01)).any(-1)
   assert (one.hu[outside] == -1024).all()
+
+
+def test_nodules_are_all_that_a_bent_scan_with_nodules_differs_in():
+  patient = phantom.make_patient(4, 0, (128, 128, 96))
+  source = reader.Scan(patient.hu, patient.geometry)
+  lungs = real_lungs.find(source.hu, source.geometry)
+  variation = dataclasses.replace(
+    phantom.variation_of(source), nodules=(3, 3), diameter=(12.0, 20.0)
+  )
+  size = (96, 96, 64)
+  one = phantom.bend_scan(source, 2, 5, size, variation, lungs)
+  plain = phantom.bend_scan(source, 2, 5, size, variation)
+  assert len(one.nodules) == 3 and not plain.nodules
+  assert one.false_candidates.shape == (6, 3)
+  points = one.geometry.voxel_to_world(
+    np.stack(np.indices(one.hu.shape), axis=-1)
+  )
+  level = np.max([nodule.level(points) for nodule in one.nodules], axis=0)
+  # An edge is as wide as a voxel, and its middle is the surface.
+  edge = np.mean(one.geometry.spacing) / 2
+  np.testing.assert_array_equal(one.hu[level < -edge], plain.hu[level < -edge])
+  inside = level > edge
+  assert inside.sum() > 15
+  assert one.hu[inside].min() > -150
+  assert plain.hu[inside].mean() < -600
+  # Whole nodules lie in the lungs, which are warped with the scan.
+  assert (one.lung_mask[level > 0] > 0).all()
+  here = one.template_coordinates(np.argwhere(one.lung_mask == 3))
+  voxels = np.rint(source.geometry.world_to_voxel(here)).astype(int)
+  assert (lungs.mask[tuple(voxels.T)] == 3).mean() > 0.99
+  for centre in one.false_candidates:
+    voxel = np.rint(one.geometry.world_to_voxel(centre)).astype(int)
+    assert one.lung_mask[tuple(voxel)] > 0
+    assert np.max([nodule.level(centre) for nodule in one.nodules]) < -5.0
 
 
 def test_a_bent_scan_is_repeated_by_its_seed():

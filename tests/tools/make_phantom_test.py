@@ -57,7 +57,13 @@ def test_flags_change_the_variation(make):
     slice_thickness=['4.0', '5'],
     displacement_sd=0.0,
     scale=['1.1', '1.1'],
+    nodules=['2', '2'],
+    diameter=['9', '11.5'],
   )
+  diameters = [one.diameter for one in luna16.read_annotations(out)]
+  assert len(diameters) == 2
+  # Each of the three radii varies by up to 15 %.
+  assert all(9.0 * 0.85 <= one <= 11.5 * 1.15 for one in diameters)
   with open(os.path.join(out, 'phantom.json'), encoding='utf-8') as file:
     settings = json.load(file)
   assert settings['variation']['slice_thickness'] == [4.0, 5.0]
@@ -97,6 +103,7 @@ def test_it_bends_a_real_scan(make, tmp_path):
     ({'size': ['64', 'x', '4']}, 'got 64,x,4'),
     ({'size': ['64', '64', '0']}, 'size 64,64,0 does not make a scan'),
     ({'scale': ['1']}, '--scale must be LOWEST,HIGHEST, got 1'),
+    ({'nodules': ['1', '2.5']}, '--nodules must be LOWEST,HIGHEST, got 1,2.5'),
     ({'scale': ['2', '1']}, r'scale must be \(lowest, highest\)'),
     ({'displacement_sd': 9.0}, 'displacement_sd is 9.0 mm; at most'),
     ({'out': '/proc/nowhere/out'}, '--out /proc/nowhere/out cannot be made'),

@@ -8,13 +8,30 @@ from scipy import ndimage
 from transvw_tf2.scans import bend as bend_lib
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans.anatomy import canvas
-from transvw_tf2.scans.anatomy import template as template_lib
 
 # mm of lung around every nodule.
 _MARGIN = 3.0
 # Places that are tried as centres of nodules.
 _TRIES = 3000
 _FALSE_CANDIDATES = 6
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Lungs:
+  """The lungs of the original that patients are bent from.
+
+  Attributes:
+    mask: uint8 [x, y, z], 3 left and 4 right lung, as in LUNA16's masks.
+    geometry: where its voxels lie, mm of the original.
+    vessels: float64 (n, 3) mm, places in vessels deep in the lungs.
+    box: float64 (2, 3) mm, the middle of a box around the lungs and half its
+      sides.
+  """
+
+  mask: np.ndarray
+  geometry: geometry_lib.Geometry
+  vessels: np.ndarray
+  box: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,7 +63,7 @@ class Nodule:
 def draw(
   rng: np.random.Generator,
   truth: bend_lib.Truth,
-  template: template_lib.Template,
+  lungs: Lungs,
   number: tuple[int, int],
   diameter: tuple[float, float],
 ) -> tuple[Nodule, ...]:
@@ -55,19 +72,20 @@ def draw(
   Args:
     rng: where the random numbers come from.
     truth: of the scan.
-    template: whose lungs they lie in.
+    lungs: that they lie in.
     number: lowest and highest number; fewer where the lungs in the scan do not
       hold as many.
     diameter: lowest and highest, mm; small ones are more frequent.
   """
 
   def in_lung(points):
-    index = template.geometry.world_to_voxel(truth.bend.apply(points))
-    label = ndimage.map_coordinates(template.lungs, index.T, order=0)
+    index = lungs.geometry.world_to_voxel(truth.bend.apply(points))
+    label = ndimage.map_coordinates(lungs.mask, index.T, order=0)
     return (label > 0) & truth.in_scan(points)
 
   wanted = int(rng.integers(number[0], number[1] + 1))
-  places = rng.uniform(-1.0, 1.0, (_TRIES, 3)) * template_lib.LUNG_BOX
+  middle, half = lungs.box
+  places = rng.uniform(-1.0, 1.0, (_TRIES, 3)) * half + middle
   centres = truth.bend.invert(places)
   sphere = rng.normal(size=(60, 3))
   sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
@@ -93,14 +111,15 @@ def draw(
 def draw_false_candidates(
   rng: np.random.Generator,
   truth: bend_lib.Truth,
-  template: template_lib.Template,
+  lungs: Lungs,
   nodules,
 ) -> np.ndarray:
   """Draws vessels that could be taken for nodules: float64 (n, 3) world mm.
 
   They lie in the scan, and 10 mm or more from the nodules.
   """
-  places = rng.choice(template.vessels, 20 * _FALSE_CANDIDATES, replace=False)
+  count = min(20 * _FALSE_CANDIDATES, len(lungs.vessels))
+  places = rng.choice(lungs.vessels, count, replace=False)
   points = truth.bend.invert(places)
   wanted = truth.in_scan(points)
   for nodule in nodules:

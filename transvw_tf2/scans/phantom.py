@@ -23,6 +23,7 @@ from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import nodules as nodule_lib
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import real_lungs
 from transvw_tf2.scans.anatomy import table as table_lib
 from transvw_tf2.scans.anatomy import template as template_lib
 
@@ -96,7 +97,7 @@ class Patient:
     scan_id: in the form of a SeriesInstanceUID.
     hu: int16 [x, y, z], HU.
     lung_mask: uint8 [x, y, z], 3 left lung, 4 right lung, as in LUNA16; None
-      for a bent real scan.
+      for a bent real scan whose lungs are not known.
     nodules: in the lungs and inside the scan.
     false_candidates: float64 (n, 3) world mm, vessels away from nodules.
     truth: where the anatomy lies, and the geometry of the scan.
@@ -140,12 +141,18 @@ def make_patient(
   rng = np.random.default_rng([seed, index])
   geometry = _draw_geometry(rng, size, variation)
   template = template_lib.draw()
+  lungs = nodule_lib.Lungs(
+    template.lungs,
+    template.geometry,
+    template.vessels,
+    np.array([np.zeros(3), template_lib.LUNG_BOX]),
+  )
   truth = _draw_truth(rng, geometry, np.zeros(3), variation)
   nodules = nodule_lib.draw(
-    rng, truth, template, variation.nodules, variation.diameter
+    rng, truth, lungs, variation.nodules, variation.diameter
   )
   false_candidates = nodule_lib.draw_false_candidates(
-    rng, truth, template, nodules
+    rng, truth, lungs, nodules
   )
   density = np.float32(rng.uniform(*variation.lung_density))
   sigma = rng.uniform(*variation.noise)
@@ -155,9 +162,7 @@ def make_patient(
   mask = np.empty(geometry.size[::-1], np.uint8)
   for slab, voxels in truth.bend.slabs(geometry, template.geometry):
     values = _sample(template.hu, voxels, mode='nearest')
-    mask[slab] = ndimage.map_coordinates(
-      template.lungs.T, voxels, output=np.uint8, order=0, mode='nearest'
-    )
+    mask[slab] = _sample_mask(template.lungs, voxels, mode='nearest')
     values += density * (mask[slab] > 0)
     for nodule in nodules:
       nodule_lib.add(values, slab, geometry, nodule)
@@ -179,11 +184,11 @@ def bend_scan(
   index: int,
   size,
   variation: Variation | None = None,
+  lungs: nodule_lib.Lungs | None = None,
 ) -> Patient:
   """Bends a real scan into a patient: linear interpolation, and some noise.
 
-  Places outside the real scan are air of -1024 HU. The patient has no lung
-  mask, no nodules and no candidates: those of the real scan are not known.
+  Places outside the real scan are air of -1024 HU.
 
   Args:
     source: the real scan.
@@ -191,6 +196,9 @@ def bend_scan(
     index: of the patient.
     size: voxels [x, y, z], as for `make_patient`.
     variation: how much patients differ; `variation_of(source)` if None.
+    lungs: of the real scan, see `real_lungs.find`; without them the patient has
+      no lung mask, no nodules and no candidates. Nodules that the real scan has
+      are in no list.
 
   Raises:
     errors.UserError: the size does not make a scan.
@@ -203,19 +211,34 @@ def bend_scan(
   )
   truth = _draw_truth(rng, geometry, middle, variation)
   sigma = rng.uniform(*variation.noise)
+  nodules, false_candidates = (), np.zeros((0, 3))
+  mask = np.empty(geometry.size[::-1], np.uint8) if lungs else None
+  if lungs:
+    # A stream of its own: with nodules or not, the patient stays the same.
+    own = np.random.default_rng([seed, index, 1])
+    nodules = nodule_lib.draw(
+      own, truth, lungs, variation.nodules, variation.diameter
+    )
+    false_candidates = nodule_lib.draw_false_candidates(
+      own, truth, lungs, nodules
+    )
   # Values below air are padding outside the round field of a scanner.
   original = np.maximum(source.hu, _PADDING)
   hu = np.empty(geometry.size[::-1], np.int16)
   for slab, voxels in truth.bend.slabs(geometry, source.geometry):
     values = _sample(original, voxels, mode='constant')
+    if lungs:
+      mask[slab] = _sample_mask(lungs.mask, voxels, mode='constant')
+    for nodule in nodules:
+      nodule_lib.add(values, slab, geometry, nodule)
     hu[slab] = _with_noise(rng, values, sigma)
   digest = hashlib.blake2b(source.hu.tobytes(), digest_size=16).hexdigest()
   return Patient(
     scan_id=_scan_id(digest, seed, index, geometry.size, variation),
     hu=hu.T,
-    lung_mask=None,
-    nodules=(),
-    false_candidates=np.zeros((0, 3)),
+    lung_mask=mask.T if lungs else None,
+    nodules=nodules,
+    false_candidates=false_candidates,
     truth=truth,
   )
 
@@ -256,18 +279,24 @@ def write_luna16(
     size: voxels [x, y, z], as for `make_patient`.
     seed: decides every patient.
     variation: how much patients differ.
-    source: path of a real scan to bend instead of the template. There are then
-      no lung masks, and annotations.csv and candidates_V2.csv have no rows.
+    source: path of a real scan to bend instead of the template. Unless the
+      variation asks for nodules there are then no lung masks, and
+      annotations.csv and candidates_V2.csv have no rows.
 
   Raises:
-    errors.UserError: the size does not make a scan.
+    errors.UserError: the size does not make a scan, or the lungs of the real
+      scan, which nodules lie in, are not found.
     reader.ScanError: the real scan cannot be used.
   """
   _check_size(size, variation or Variation())
   if source is None:
     make = functools.partial(make_patient, seed)
   else:
-    make = functools.partial(bend_scan, reader.read_scan(source), seed)
+    scan = reader.read_scan(source)
+    lungs = None
+    if variation and variation.nodules[1]:
+      lungs = _find_lungs(source, scan)
+    make = functools.partial(bend_scan, scan, seed, lungs=lungs)
   for name in (
     *(f'subset{subset}' for subset in range(_SUBSETS)),
     luna16.LUNG_MASK_FOLDER,
@@ -323,6 +352,16 @@ def load_truth(folder: str) -> dict[str, bend_lib.Truth]:
       reader.read_geometry(scan.path), bend_lib.read(path)
     )
   return truths
+
+
+def _find_lungs(path, scan) -> nodule_lib.Lungs:
+  lungs = real_lungs.find(scan.hu, scan.geometry)
+  if lungs is None or not len(lungs.vessels):
+    raise errors.UserError(
+      f'{path}: no lungs with vessels found to put nodules into; give a chest'
+      ' CT with both lungs, or no nodules'
+    )
+  return lungs
 
 
 def _write_patient(folder, subset, patient) -> None:
@@ -395,6 +434,13 @@ def _sample(volume, voxels, mode) -> np.ndarray:
     mode=mode,
     cval=_PADDING,
     prefilter=False,
+  )
+
+
+def _sample_mask(mask, voxels, mode) -> np.ndarray:
+  """Takes labels [x, y, z] at the nearest voxels, as `_sample`."""
+  return ndimage.map_coordinates(
+    mask.T, voxels, output=np.uint8, order=0, mode=mode
   )
 
 
