@@ -23,7 +23,7 @@ from transvw_tf2 import models  # noqa: F401, registers the networks
 BEST = 'best'
 LATEST = 'latest'
 DESCRIPTION_FILE = 'model.json'
-_FOLDER = 'checkpoints'
+FOLDER = 'checkpoints'
 _WORKERS = '.workers'
 
 # What TensorFlow raises for a checkpoint that is cut or of another model.
@@ -91,8 +91,8 @@ class Checkpoints:
       **state: what else a resumed run needs: optimizer, schedules.
     """
     self._worker_folder = worker and os.path.join(workdir, _WORKERS, worker)
-    folder = os.path.join(self._worker_folder or workdir, _FOLDER)
-    self._folder = os.path.join(workdir, _FOLDER)
+    folder = os.path.join(self._worker_folder or workdir, FOLDER)
+    self._folder = os.path.join(workdir, FOLDER)
     self._full = tf.train.Checkpoint(model=model, progress=progress, **state)
     self._latest = tf.train.CheckpointManager(
       self._full, os.path.join(folder, LATEST), max_to_keep=keep
@@ -218,7 +218,7 @@ def load_model(
     UserError: there is no such run or checkpoint.
   """
   description = _read_description(workdir)
-  paths = _find_checkpoints(os.path.join(workdir, _FOLDER, which))
+  paths = _find_checkpoints(os.path.join(workdir, FOLDER, which))
   if not paths:
     raise errors.UserError(
       f'no {which} checkpoint in {workdir}: it is written after the first'

@@ -1,0 +1,210 @@
+"""Single runs of a transfer study: fine-tune, measure on the test split."""
+
+from collections.abc import Sequence
+import contextlib
+import dataclasses
+import os
+import shutil
+import threading
+import time
+
+import gin
+import keras
+import tensorflow as tf
+import tensorflow_datasets as tfds
+
+from transvw_tf2 import errors
+from transvw_tf2.training import built_data
+from transvw_tf2.training import checkpoints
+from transvw_tf2.training import devices
+from transvw_tf2.training import evaluation_report
+from transvw_tf2.training import gin_files
+from transvw_tf2.training import loop
+from transvw_tf2.training import settings
+
+SCRATCH = 'scratch'
+LOG_FILE = 'log.txt'
+_MADE_BY = 'tfds build luna16_nodules or labelled_scans'
+_METRICS = {'auc': 'AUC', 'iou': 'IoU'}
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+  """A target task.
+
+  Attributes:
+    data_dir: of its data set.
+    gin_file: of its fine-tuning.
+    metric: that the study compares.
+  """
+
+  data_dir: str
+  gin_file: str
+  metric: str
+
+
+def open_task(path: str) -> Task:
+  """Returns the task of a data set: segmentation of masks, or classification.
+
+  Args:
+    path: of the data set, see `built_data.find_data_dir`.
+
+  Raises:
+    UserError: there is no data set of a target task.
+  """
+  data_dir = built_data.find_data_dir(path, _MADE_BY)
+  features = tfds.builder_from_directory(data_dir).info.features
+  for feature, gin_file, metric in (
+    ('mask', 'gin/runs/finetune_segmentation.gin', 'iou'),
+    ('label', 'gin/runs/finetune_classification.gin', 'auc'),
+  ):
+    if feature in features:
+      return Task(data_dir, gin_file, metric)
+  raise errors.UserError(
+    f'data set {data_dir} has neither labels nor masks: wanted one of'
+    f' {_MADE_BY}'
+  )
+
+
+def title(task: str, metric: str) -> str:
+  """Returns what is measured, for people."""
+  return f'{task.replace("_", " ")}, {_METRICS[metric]}'
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+  """One network that is fine-tuned.
+
+  Attributes:
+    task: its name.
+    init: what its first weights are called.
+    fraction: of the training patients whose labels are used.
+    seed: decides weights, order and which patients these are: the same for all
+      inits, which makes them comparable in pairs.
+  """
+
+  task: str
+  init: str
+  fraction: float
+  seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+  """What all runs of a study share.
+
+  Attributes:
+    tasks: by name.
+    starts: workdir or .keras file by init; SCRATCH has none.
+    parameters: gin bindings for all runs.
+    folder: of the study.
+  """
+
+  tasks: dict[str, Task]
+  starts: dict[str, str]
+  parameters: Sequence[str]
+  folder: str
+
+  def workdir(self, run: Run) -> str:
+    """Returns the folder of a run."""
+    return os.path.join(
+      self.folder,
+      'runs',
+      run.task,
+      run.init,
+      f'fraction_{run.fraction:g}',
+      f'seed_{run.seed}',
+    )
+
+
+def begin_process(parent: int, processes: int) -> None:
+  """Shares the cores, and makes this process end when its parent is gone.
+
+  Args:
+    parent: its process id.
+    processes: how many there are.
+  """
+  tf.config.threading.set_intra_op_parallelism_threads(
+    max(1, os.cpu_count() // processes)
+  )
+
+  def watch():
+    while os.getppid() == parent:
+      time.sleep(1.0)
+    os._exit(1)
+
+  threading.Thread(target=watch, daemon=True).start()
+
+
+def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
+  """Trains and measures one network, or goes on where it was cut off.
+
+  Args:
+    plan: of the study.
+    run: the network.
+
+  Returns:
+    The row of the study's table: the fields of the run, `metric`, `value` (of
+    the metric on the test split, at the epoch of the least validation loss),
+    `epochs`, `best_epoch` and `seconds`.
+
+  Raises:
+    UserError: a setting or the data is wrong.
+  """
+  start = time.monotonic()
+  try:
+    os.makedirs(plan.workdir(run), exist_ok=True)
+    path = os.path.join(plan.workdir(run), LOG_FILE)
+    with (
+      open(path, 'a', encoding='utf-8') as log,
+      contextlib.redirect_stdout(log),
+      contextlib.redirect_stderr(log),
+    ):
+      measured = _train_and_measure(plan, run)
+  except (errors.UserError, OSError) as error:
+    raise errors.UserError(f'{describe(run)}: {error}') from error
+  seconds = round(time.monotonic() - start, 1)
+  return {**dataclasses.asdict(run), **measured, 'seconds': seconds}
+
+
+def _train_and_measure(plan, run) -> dict[str, object]:
+  task = plan.tasks[run.task]
+  workdir = plan.workdir(run)
+  keras.backend.clear_session()
+  gin.clear_config()
+  gin_files.parse(
+    [task.gin_file],
+    [
+      'train.picture_epochs = 1000000',
+      *plan.parameters,
+      f'train.data_dir = {task.data_dir!r}',
+      f'train.start_from = {plan.starts.get(run.init, "")!r}',
+      f'train.label_fraction = {run.fraction!r}',
+      f'train.seed = {run.seed}',
+    ],
+  )
+  strategy = devices.make_strategy('all')
+  rows = loop.train(workdir, strategy, settings.Settings())
+  metrics = evaluation_report.evaluate(
+    workdir, task.data_dir, os.path.join(workdir, 'test'), resamples=0
+  )
+  _, description = checkpoints.load_model(workdir)
+  return {
+    'metric': task.metric,
+    'value': metrics[task.metric].value,
+    'epochs': len(rows),
+    'best_epoch': description['epoch'],
+  }
+
+
+def remove_weights(plan: Plan, run: Run) -> None:
+  """Removes the checkpoints of a run; its history and reports stay."""
+  shutil.rmtree(os.path.join(plan.workdir(run), checkpoints.FOLDER))
+
+
+def describe(run: Run) -> str:
+  """Returns a run in words."""
+  return (
+    f'{run.task}, {run.init}, {100 * run.fraction:g} % of the labels, seed'
+    f' {run.seed}'
+  )

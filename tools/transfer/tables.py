@@ -1,0 +1,160 @@
+"""The rows of a transfer study, their means and significance."""
+
+import dataclasses
+import math
+import os
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from tools.transfer import runs as runs_lib
+from transvw_tf2 import errors
+from transvw_tf2 import output_file
+
+# Columns that tell runs apart.
+RUN = [field.name for field in dataclasses.fields(runs_lib.Run)]
+_GROUP = ['task', 'metric', 'fraction', 'init']
+_TYPES = {'task': str, 'init': str, 'fraction': float, 'seed': int}
+_TYPES |= {
+  'metric': str,
+  'value': float,
+  'epochs': int,
+  'best_epoch': int,
+  'seconds': float,
+}
+
+
+def read_rows(path: str) -> pd.DataFrame:
+  """Reads the rows of a study, none where there is no file yet.
+
+  Raises:
+    UserError: it is no such table.
+  """
+  if not os.path.exists(path):
+    return pd.DataFrame(columns=list(_TYPES)).astype(_TYPES)
+  try:
+    return pd.read_csv(path)[list(_TYPES)].astype(_TYPES)
+  except (KeyError, ValueError) as error:
+    raise errors.UserError(
+      f'{path} is not the table of a study ({error}): wanted the columns'
+      f' {",".join(_TYPES)}; move it away'
+    ) from error
+
+
+def write(path: str, table: pd.DataFrame) -> None:
+  """Writes a table as CSV."""
+  with output_file.replacing(path) as partial:
+    table.to_csv(partial, index=False, lineterminator='\n')
+
+
+def summarize(rows: pd.DataFrame) -> pd.DataFrame:
+  """Returns mean, sd and a test against scratch by task, fraction and init.
+
+  Args:
+    rows: as of `read_rows`.
+
+  Returns:
+    A row per task, fraction and init: `runs`, `mean`, `sd` (of a sample),
+    `difference` from scratch with the same labels, and `p` of a two-sided
+    paired t-test of it over the seeds; NaN where a seed or two are too few.
+  """
+  summary = []
+  for key, group in rows.groupby(_GROUP, sort=True):
+    group = dict(zip(_GROUP, key, strict=True))
+    values = _values(rows, group)
+    pairs = pd.concat(
+      [values, _values(rows, group | {'init': runs_lib.SCRATCH})],
+      axis=1,
+      join='inner',
+    ).to_numpy()
+    with np.errstate(divide='ignore', invalid='ignore'):
+      p = (
+        stats.ttest_rel(pairs[:, 0], pairs[:, 1]).pvalue
+        if len(pairs) > 1
+        else math.nan
+      )
+    difference = np.subtract(*pairs.T).mean() if len(pairs) else math.nan
+    summary.append(
+      {
+        **group,
+        'runs': len(values),
+        'mean': values.mean(),
+        'sd': values.std(),
+        'difference': difference,
+        'p': p,
+      }
+    )
+  return pd.DataFrame(summary)
+
+
+def _values(rows, group) -> pd.Series:
+  """Returns the values of a group by seed."""
+  wanted = (rows[list(group)] == pd.Series(group)).all(axis=1)
+  return rows[wanted].set_index('seed')['value']
+
+
+def to_markdown(summary: pd.DataFrame) -> str:
+  """Returns a table per task, inits down and fractions across.
+
+  Below it stands with how few labels each init is as good as scratch with all.
+  """
+  parts = []
+  for (task, metric), of_task in summary.groupby(['task', 'metric']):
+    fractions = sorted(set(of_task['fraction']))
+    inits = sort_inits(of_task['init'])
+    lines = [
+      f'| {runs_lib.title(task, metric)} |'
+      + ''.join(f' {100 * one:g} % of the labels |' for one in fractions),
+      '|---' * (len(fractions) + 1) + '|',
+    ]
+    cells = of_task.set_index(['init', 'fraction'])
+    for init in inits:
+      lines.append(
+        f'| {init} |'
+        + ''.join(f' {_cell(cells, init, one)} |' for one in fractions)
+      )
+    parts.append('\n'.join([*lines, '', *_as_good_as_scratch(of_task, inits)]))
+  return '\n\n'.join(parts) + '\n'
+
+
+def sort_inits(inits) -> list[str]:
+  """Returns the names of inits, scratch first."""
+  return sorted(set(inits), key=lambda one: (one != runs_lib.SCRATCH, one))
+
+
+def _cell(cells, init, fraction) -> str:
+  if (init, fraction) not in cells.index:
+    return ''
+  cell = cells.loc[init, fraction]
+  text = f'{cell["mean"]:.3f}'
+  if math.isfinite(cell['sd']):
+    text += f' ± {cell["sd"]:.3f}'
+  if math.isfinite(cell['p']):
+    text += f' (p = {cell["p"]:.2g})'
+  return text
+
+
+def _as_good_as_scratch(of_task, inits) -> list[str]:
+  """Returns lines: with how few labels an init reaches scratch with all."""
+  scratch = of_task[
+    (of_task['init'] == runs_lib.SCRATCH) & (of_task['fraction'] == 1)
+  ]
+  if scratch.empty:
+    return []
+  goal = scratch['mean'].item()
+  lines = []
+  for init in inits:
+    if init == runs_lib.SCRATCH:
+      continue
+    good = of_task[(of_task['init'] == init) & (of_task['mean'] >= goal)]
+    if good.empty:
+      lines.append(
+        f'{init} does not reach scratch with all labels ({goal:.3f}).'
+      )
+    else:
+      lines.append(
+        f'{init} reaches scratch with all labels ({goal:.3f}) with'
+        f' {100 * good["fraction"].min():g} % of them.'
+      )
+  return lines

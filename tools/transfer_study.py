@@ -1,0 +1,246 @@
+r"""Measures what pre-training is worth: fine-tunes from several starts.
+
+  python tools/transfer_study.py --output STUDY \
+      --data candidates=TARGETS/luna16_nodules/false_positive_reduction \
+      --data nodules=TARGETS/luna16_nodules/nodule_segmentation \
+      --init both=PRETRAINED --init words=WORDS --init restoration=RESTORATION \
+      --init official=OFFICIAL.keras --fractions 0.1,0.5,1 --seeds 5
+
+trains networks from scratch too, and measures all of them on the test split.
+STUDY gets rows.csv (a row per network), summary.csv and summary.md (mean, sd
+and a paired t-test against scratch over the seeds), fractions.png and, by task,
+a plot of learning curves. The same command again goes on where it was stopped;
+with more inits, fractions, seeds or tasks it adds these.
+"""
+
+from collections.abc import Iterator
+from concurrent import futures
+import json
+import multiprocessing
+import os
+import sys
+
+from absl import flags
+import pandas as pd
+
+from transvw_tf2 import mains
+
+# Run as a file, Python looks beside this file alone.
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from tools.transfer import plots
+from tools.transfer import runs as runs_lib
+from tools.transfer import tables
+from transvw_tf2 import errors
+from transvw_tf2 import output_file
+from transvw_tf2.training import reports
+
+_DATA = flags.DEFINE_multi_string(
+  'data',
+  None,
+  'NAME=FOLDER, a target task and its data set: of masks, or of classes.',
+  required=True,
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Folder of the study.', required=True
+)
+_INIT = flags.DEFINE_multi_string(
+  'init',
+  [],
+  'NAME=WORKDIR or NAME=FILE.keras, weights to begin with; random ones are'
+  ' always tried.',
+)
+_FRACTIONS = flags.DEFINE_list(
+  'fractions', ['0.1', '1'], 'Of the training patients.'
+)
+_SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each.', lower_bound=1)
+_GIN_PARAM = flags.DEFINE_multi_string(
+  'gin_param', [], "For all runs, such as 'train.epochs = 30'."
+)
+_PROCESSES = flags.DEFINE_integer(
+  'processes', 1, 'Runs at a time.', lower_bound=1
+)
+
+ROWS_FILE = 'rows.csv'
+SUMMARY_FILE = 'summary.csv'
+MARKDOWN_FILE = 'summary.md'
+FRACTIONS_FILE = 'fractions.png'
+_SETTINGS_FILE = 'study.json'
+# TensorFlow keeps some memory of each network.
+_RUNS_OF_A_PROCESS = 12
+
+
+def main(argv):
+  del argv
+  plan = runs_lib.Plan(
+    tasks={
+      name: runs_lib.open_task(path) for name, path in _parse(_DATA).items()
+    },
+    starts=_parse(_INIT, reserved=(runs_lib.SCRATCH,)),
+    parameters=tuple(_GIN_PARAM.value),
+    folder=os.path.abspath(_OUTPUT.value),
+  )
+  wanted = _list_runs(plan)
+  _write_settings(plan)
+  path = os.path.join(plan.folder, ROWS_FILE)
+  rows = tables.read_rows(path)
+  done = {
+    runs_lib.Run(*run) for run in rows[tables.RUN].itertuples(index=False)
+  }
+  missing = [run for run in wanted if run not in done]
+  if len(missing) < len(wanted):
+    print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are there')
+  for number, (run, row) in enumerate(
+    _run_all(plan, missing, _PROCESSES.value), 1
+  ):
+    rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
+    rows = rows.sort_values(tables.RUN, ignore_index=True)
+    tables.write(path, rows)
+    runs_lib.remove_weights(plan, run)
+    print(
+      f'[{number}/{len(missing)}] {runs_lib.describe(run)}: {row["metric"]}'
+      f' {row["value"]:.4f} in {row["seconds"]:.0f} s',
+      flush=True,
+    )
+  report(plan, rows)
+
+
+def report(plan: runs_lib.Plan, rows: pd.DataFrame) -> None:
+  """Writes tables and plots of all rows."""
+  summary = tables.summarize(rows)
+  tables.write(os.path.join(plan.folder, SUMMARY_FILE), summary)
+  text = tables.to_markdown(summary)
+  with (
+    output_file.replacing(os.path.join(plan.folder, MARKDOWN_FILE)) as partial,
+    open(partial, 'w', encoding='utf-8') as file,
+  ):
+    file.write(text)
+  plots.save(
+    os.path.join(plan.folder, FRACTIONS_FILE), plots.draw_fractions(summary)
+  )
+  for (task, metric), of_task in rows.groupby(['task', 'metric']):
+    histories = {}
+    for row in of_task.itertuples():
+      run = runs_lib.Run(task, row.init, row.fraction, row.seed)
+      histories.setdefault((run.fraction, run.init), []).append(
+        [
+          epoch[f'validation/{metric}']
+          for epoch in reports.read_history(plan.workdir(run))
+        ]
+      )
+    plots.save(
+      os.path.join(plan.folder, f'learning_curves_{task}.png'),
+      plots.draw_learning_curves(runs_lib.title(task, metric), histories),
+    )
+  print(text, end='')
+  print(f'wrote {plan.folder}')
+
+
+def _parse(flag, reserved=()) -> dict[str, str]:
+  """Returns the paths of a flag that is given as NAME=PATH, by name."""
+  found = {}
+  for text in flag.value:
+    name, _, path = text.partition('=')
+    if not (name.isidentifier() and path) or name in reserved:
+      raise errors.UserError(
+        f'--{flag.name} must be NAME=PATH, the name of letters and digits'
+        + ''.join(f' and not {one}' for one in reserved)
+        + f', got {text}'
+      )
+    if name in found:
+      raise errors.UserError(f'--{flag.name} {name} is given twice')
+    if not os.path.exists(path):
+      raise errors.UserError(
+        f'--{flag.name} {text}: {path} does not exist; wanted'
+        f' {flags.FLAGS[flag.name].help}'
+      )
+    found[name] = os.path.abspath(path)
+  return found
+
+
+def _list_runs(plan) -> list[runs_lib.Run]:
+  """Returns all runs wanted, those of a seed together."""
+  fractions = []
+  for text in _FRACTIONS.value:
+    try:
+      fractions.append(float(text))
+    except ValueError:
+      fractions.append(0.0)
+    if not 0 < fractions[-1] <= 1:
+      raise errors.UserError(
+        f'--fractions has {text!r}, wanted numbers above 0 and at most 1'
+      )
+  return [
+    runs_lib.Run(task, init, fraction, seed)
+    for seed in range(1, _SEEDS.value + 1)
+    for task in plan.tasks
+    for fraction in dict.fromkeys(fractions)
+    for init in (runs_lib.SCRATCH, *plan.starts)
+  ]
+
+
+def _write_settings(plan) -> None:
+  """Files what the study is of; refuses a folder of another one."""
+  path = os.path.join(plan.folder, _SETTINGS_FILE)
+  settings = {
+    'gin_param': list(plan.parameters),
+    'data': {name: task.data_dir for name, task in plan.tasks.items()},
+    'init': plan.starts,
+  }
+  try:
+    os.makedirs(plan.folder, exist_ok=True)
+    if os.path.exists(path):
+      with open(path, encoding='utf-8') as file:
+        _merge(plan.folder, json.load(file), settings)
+  except (OSError, KeyError, ValueError) as error:
+    raise errors.UserError(
+      f'--output {plan.folder} cannot be used ({error}): give another folder'
+    ) from error
+  with (
+    output_file.replacing(path) as partial,
+    open(partial, 'w', encoding='utf-8') as file,
+  ):
+    json.dump(settings, file, indent=1)
+    file.write('\n')
+
+
+def _merge(folder, before, settings) -> None:
+  """Adds tasks and inits of before; what is there already has to be equal."""
+  pairs = [('gin_param', before['gin_param'], settings['gin_param'])]
+  for name in ('data', 'init'):
+    for key, value in before[name].items():
+      now = settings[name].setdefault(key, value)
+      pairs.append((f'{name} {key}', value, now))
+  for name, value, now in pairs:
+    if value != now:
+      raise errors.UserError(
+        f'--output {folder} holds a study with --{name} {value}, now it is'
+        f' {now}: give another --output'
+      )
+
+
+def _run_all(
+  plan, missing, processes
+) -> Iterator[tuple[runs_lib.Run, dict[str, object]]]:
+  """Yields runs with their rows, as they are done."""
+  if not missing:
+    return
+  pool = futures.ProcessPoolExecutor(
+    min(processes, len(missing)),
+    # TensorFlow does not survive a fork.
+    mp_context=multiprocessing.get_context('spawn'),
+    initializer=runs_lib.begin_process,
+    initargs=(os.getpid(), processes),
+    max_tasks_per_child=_RUNS_OF_A_PROCESS,
+  )
+  try:
+    runs = {
+      pool.submit(runs_lib.train_and_measure, plan, run): run for run in missing
+    }
+    for future in futures.as_completed(runs):
+      yield runs[future], future.result()
+  finally:
+    pool.shutdown(wait=False, cancel_futures=True)
+
+
+if __name__ == '__main__':
+  mains.run(main)
