@@ -54,7 +54,10 @@ _FRACTIONS = flags.DEFINE_list(
 )
 _SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each.', lower_bound=1)
 _GIN_PARAM = flags.DEFINE_multi_string(
-  'gin_param', [], "For all runs, such as 'train.epochs = 30'."
+  'gin_param',
+  [],
+  "For all runs, such as 'train.epochs = 30', or for those of one task, such as"
+  " 'nodules:train.epochs = 30'.",
 )
 _PROCESSES = flags.DEFINE_integer(
   'processes', 1, 'Runs at a time.', lower_bound=1
@@ -234,7 +237,7 @@ def _run_all(
   )
   try:
     runs = {
-      pool.submit(runs_lib.train_and_measure, plan, run): run for run in missing
+      pool.submit(runs_lib.run_in_process, plan, run): run for run in missing
     }
     for future in futures.as_completed(runs):
       yield runs[future], future.result()

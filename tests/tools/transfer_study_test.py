@@ -25,7 +25,8 @@ _ROOT = os.path.dirname(
 _SMALL = (
   'classifier.base_filters = 2',
   'unet3d.base_filters = 2',
-  'train.epochs = 2',
+  'train.epochs = 9',
+  'boxes:train.epochs = 2',
   'train.learning_rate = 1e-2',
   'train.shuffle_buffer = 8',
 )
@@ -174,6 +175,9 @@ def test_the_command_trains_measures_and_goes_on(data_dir, tmp_path):
   workdir = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
   assert (workdir / 'history.csv').exists()
   assert not (workdir / 'checkpoints').exists()
+  log = (workdir / 'log.txt').read_text()
+  assert 'epoch 2: ' in log
+  assert 'Traceback' not in log
   with open(
     workdir / 'test' / evaluation_report.METRICS_FILE, encoding='utf-8'
   ) as file:
@@ -256,7 +260,7 @@ def test_a_run_that_fails_is_named(study, tmp_path):
     study(init=[f'both={tmp_path / "empty"}'])
 
 
-def test_a_run_can_be_cut_off(data_dir, tmp_path):
+def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
   """What a run left behind when it was killed is gone on with."""
   whole, cut = (
     runs_lib.Plan(
@@ -269,13 +273,11 @@ def test_a_run_can_be_cut_off(data_dir, tmp_path):
   )
   run = runs_lib.Run('boxes', runs_lib.SCRATCH, 1.0, 3)
   shorter = runs_lib.Plan(
-    cut.tasks, cut.starts, (*_SMALL, 'train.epochs = 1'), cut.folder
+    cut.tasks, cut.starts, (*_SMALL, 'boxes:train.epochs = 1'), cut.folder
   )
   assert runs_lib.train_and_measure(shorter, run)['epochs'] == 1
   found = runs_lib.train_and_measure(cut, run)
   wanted = runs_lib.train_and_measure(whole, run)
   assert found['epochs'] == wanted['epochs'] == 2
   assert found['value'] == pytest.approx(wanted['value'], abs=0.02)
-  log = os.path.join(cut.workdir(run), runs_lib.LOG_FILE)
-  with open(log, encoding='utf-8') as file:
-    assert 'resuming after epoch 1' in file.read()
+  assert 'resuming after epoch 1' in capsys.readouterr().out

@@ -1,10 +1,10 @@
 """Single runs of a transfer study: fine-tune, measure on the test split."""
 
 from collections.abc import Sequence
-import contextlib
 import dataclasses
 import os
 import shutil
+import sys
 import threading
 import time
 
@@ -96,7 +96,8 @@ class Plan:
   Attributes:
     tasks: by name.
     starts: workdir or .keras file by init; SCRATCH has none.
-    parameters: gin bindings for all runs.
+    parameters: gin bindings for all runs, or, as NAME:BINDING, for those of one
+      task.
     folder: of the study.
   """
 
@@ -104,6 +105,18 @@ class Plan:
   starts: dict[str, str]
   parameters: Sequence[str]
   folder: str
+
+  def parameters_of(self, task: str) -> list[str]:
+    """Returns the gin bindings for a task, its own ones last."""
+    shared, own = [], []
+    for text in self.parameters:
+      name, colon, binding = text.partition(':')
+      if colon and name in self.tasks:
+        if name == task:
+          own.append(binding)
+      else:
+        shared.append(text)
+    return [*shared, *own]
 
   def workdir(self, run: Run) -> str:
     """Returns the folder of a run."""
@@ -136,6 +149,22 @@ def begin_process(parent: int, processes: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
+def run_in_process(plan: Plan, run: Run) -> dict[str, object]:
+  """Calls `train_and_measure` in a process that `begin_process` began.
+
+  What it prints goes to LOG_FILE in the folder of the run.
+  """
+  os.makedirs(plan.workdir(run), exist_ok=True)
+  sys.stdout.flush()
+  with open(
+    os.path.join(plan.workdir(run), LOG_FILE), 'a', encoding='utf-8'
+  ) as log:
+    # Not sys.stderr alone: loggers keep the one that they began with.
+    for stream in (sys.stdout, sys.stderr):
+      os.dup2(log.fileno(), stream.fileno())
+  return train_and_measure(plan, run)
+
+
 def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
   """Trains and measures one network, or goes on where it was cut off.
 
@@ -153,15 +182,8 @@ def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
   """
   start = time.monotonic()
   try:
-    os.makedirs(plan.workdir(run), exist_ok=True)
-    path = os.path.join(plan.workdir(run), LOG_FILE)
-    with (
-      open(path, 'a', encoding='utf-8') as log,
-      contextlib.redirect_stdout(log),
-      contextlib.redirect_stderr(log),
-    ):
-      measured = _train_and_measure(plan, run)
-  except (errors.UserError, OSError) as error:
+    measured = _train_and_measure(plan, run)
+  except errors.UserError as error:
     raise errors.UserError(f'{describe(run)}: {error}') from error
   seconds = round(time.monotonic() - start, 1)
   return {**dataclasses.asdict(run), **measured, 'seconds': seconds}
@@ -176,7 +198,7 @@ def _train_and_measure(plan, run) -> dict[str, object]:
     [task.gin_file],
     [
       'train.picture_epochs = 1000000',
-      *plan.parameters,
+      *plan.parameters_of(run.task),
       f'train.data_dir = {task.data_dir!r}',
       f'train.start_from = {plan.starts.get(run.init, "")!r}',
       f'train.label_fraction = {run.fraction!r}',
