@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 
 from matplotlib import figure
+from matplotlib import ticker
 import numpy as np
 import pandas as pd
 
@@ -84,6 +85,7 @@ def draw_learning_curves(
       )
     axes.set_title(f'{100 * fraction:g} % of the labels')
     axes.set_xlabel('epoch')
+    axes.xaxis.set_major_locator(ticker.MaxNLocator(integer=True))
     axes.set_ylabel(f'{title}, validation')
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
