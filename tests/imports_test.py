@@ -24,6 +24,10 @@ _ALLOWED = {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
     'training',
   },
+  'study': {
+    *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
+    *('training', 'output_file'),
+  },
   # Its __main__ is a main.
   'convert': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),

@@ -18,20 +18,16 @@ from concurrent import futures
 import json
 import multiprocessing
 import os
-import sys
 
 from absl import flags
 import pandas as pd
 
-from transvw_tf2 import mains
-
-# Run as a file, Python looks beside this file alone.
-sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from tools.transfer import plots
-from tools.transfer import runs as runs_lib
-from tools.transfer import tables
 from transvw_tf2 import errors
+from transvw_tf2 import mains
 from transvw_tf2 import output_file
+from transvw_tf2.study import plots
+from transvw_tf2.study import runs as runs_lib
+from transvw_tf2.study import tables
 from transvw_tf2.training import reports
 
 _DATA = flags.DEFINE_multi_string(

@@ -6,17 +6,11 @@ import subprocess
 import sys
 
 from absl.testing import flagsaver
-import numpy as np
-import pandas as pd
-from PIL import Image
 import pytest
-from scipy import stats
 
 from tests.training import tiny_data
-from tools.transfer import plots
-from tools.transfer import runs as runs_lib
-from tools.transfer import tables
 from transvw_tf2 import errors
+from transvw_tf2.study import tables
 from transvw_tf2.training import evaluation_report
 
 _ROOT = os.path.dirname(
@@ -35,119 +29,6 @@ _SMALL = (
 @pytest.fixture(scope='module', name='data_dir')
 def _data_dir(tmp_path_factory):
   return tiny_data.write_targets(tmp_path_factory.mktemp('targets'))
-
-
-def _rows(values, metric='auc'):
-  """Returns rows of a study from values by (init, fraction)."""
-  return pd.DataFrame(
-    [
-      {
-        'task': 'nodules',
-        'init': init,
-        'fraction': fraction,
-        'seed': seed,
-        'metric': metric,
-        'value': value,
-        'epochs': 3,
-        'best_epoch': 2,
-        'seconds': 1.5,
-      }
-      for (init, fraction), of_seeds in values.items()
-      for seed, value in enumerate(of_seeds, 1)
-    ]
-  )
-
-
-_VALUES = {
-  ('scratch', 0.1): [0.50, 0.60, 0.55],
-  ('scratch', 1.0): [0.80, 0.82, 0.78],
-  ('both', 0.1): [0.70, 0.74, 0.71],
-  ('both', 0.5): [0.81, 0.83, 0.82],
-  ('both', 1.0): [0.90, 0.91, 0.90],
-  ('words', 0.1): [0.52, 0.61, 0.50],
-}
-
-
-def test_the_summary_is_a_paired_test_against_scratch():
-  summary = tables.summarize(_rows(_VALUES)).set_index(['init', 'fraction'])
-  assert len(summary) == len(_VALUES)
-  for key, values in _VALUES.items():
-    assert summary.loc[key, 'runs'] == 3
-    assert summary.loc[key, 'mean'] == pytest.approx(np.mean(values))
-    assert summary.loc[key, 'sd'] == pytest.approx(np.std(values, ddof=1))
-  for key in (('both', 0.1), ('both', 1.0), ('words', 0.1)):
-    one, scratch = np.array(_VALUES[key]), _VALUES['scratch', key[1]]
-    # The closed form of the paired test.
-    t = (one - scratch).mean() / (one - scratch).std(ddof=1) * np.sqrt(3)
-    assert summary.loc[key, 'p'] == pytest.approx(2 * stats.t.sf(abs(t), 2))
-    assert summary.loc[key, 'difference'] == pytest.approx(
-      (one - scratch).mean()
-    )
-  for key in (('both', 0.5), ('scratch', 0.1)):
-    assert np.isnan(summary.loc[key, 'p'])
-
-
-def test_seeds_are_paired_by_number_not_by_place():
-  rows = _rows(_VALUES)
-  shuffled = rows.sample(frac=1.0, random_state=1)
-  # A seed that only one of the two has does not count.
-  shuffled = shuffled[
-    ~((shuffled['init'] == 'scratch') & (shuffled['seed'] == 2))
-  ]
-  summary = tables.summarize(shuffled).set_index(['init', 'fraction'])
-  wanted = stats.ttest_rel([0.70, 0.71], [0.50, 0.55]).pvalue
-  assert summary.loc[('both', 0.1), 'p'] == pytest.approx(wanted)
-  assert summary.loc[('both', 0.1), 'runs'] == 3
-
-
-def test_the_table_says_with_how_few_labels_scratch_is_reached():
-  text = tables.to_markdown(tables.summarize(_rows(_VALUES)))
-  lines = text.splitlines()
-  assert lines[0] == (
-    '| nodules, AUC | 10 % of the labels | 50 % of the labels | 100 % of the'
-    ' labels |'
-  )
-  assert lines[2].startswith('| scratch | 0.550 ± 0.050 |  | 0.800 ± 0.020 |')
-  p = stats.ttest_rel(*(_VALUES[one, 0.1] for one in ('both', 'scratch')))
-  assert f'| both | 0.717 ± 0.021 (p = {p.pvalue:.2g}) |' in lines[3]
-  assert 'both reaches scratch with all labels (0.800) with 50 % of them.' in (
-    lines
-  )
-  assert 'words does not reach scratch with all labels (0.800).' in lines
-
-
-def test_plots_show_every_init_and_fraction(tmp_path):
-  summary = tables.summarize(_rows(_VALUES))
-  drawn = plots.draw_fractions(summary)
-  (axes,) = drawn.axes
-  assert axes.get_legend_handles_labels()[1] == ['scratch', 'both', 'words']
-  assert [one.get_text() for one in axes.get_xticklabels()] == [
-    '10',
-    '50',
-    '100',
-  ]
-  drawn = plots.draw_learning_curves(
-    'nodules, AUC',
-    {
-      (0.1, 'both'): [[0.1, 0.2, 0.3], [0.3, 0.4]],
-      (1.0, 'scratch'): [[0.2, 0.5]],
-    },
-  )
-  tenth, whole = drawn.axes
-  (line,) = tenth.lines
-  np.testing.assert_allclose(line.get_ydata(), [0.2, 0.3])
-  assert [one.get_label() for one in whole.lines] == ['scratch']
-  plots.save(str(tmp_path / 'curves.png'), drawn)
-  with Image.open(tmp_path / 'curves.png') as picture:
-    assert min(picture.size) > 300
-
-
-def test_a_table_of_something_else_is_named(tmp_path):
-  path = tmp_path / 'rows.csv'
-  assert tables.read_rows(str(path)).empty
-  path.write_text('a,b\n1,2\n')
-  with pytest.raises(errors.UserError, match=r'rows\.csv is not the table of'):
-    tables.read_rows(str(path))
 
 
 def _run(data_dir, folder, *more):
@@ -260,24 +141,30 @@ def test_a_run_that_fails_is_named(study, tmp_path):
     study(init=[f'both={tmp_path / "empty"}'])
 
 
-def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
-  """What a run left behind when it was killed is gone on with."""
-  whole, cut = (
-    runs_lib.Plan(
-      tasks={'boxes': runs_lib.open_task(data_dir)},
-      starts={},
-      parameters=_SMALL,
-      folder=str(tmp_path / name),
-    )
-    for name in ('whole', 'cut')
+@pytest.mark.long
+def test_the_script_goes_from_scans_to_plots(tmp_path):
+  small = {
+    'PATIENTS': '24',
+    'TARGET_PATIENTS': '20',
+    'WORDS': '3',
+    'PRETRAINING_EPOCHS': '1',
+    'CANDIDATE_EPOCHS': '1',
+    'NODULE_EPOCHS': '1',
+    'SEEDS': '1',
+    'FRACTIONS': '1',
+    'FILTERS': '2',
+  }
+  done = subprocess.run(
+    ['bash', 'tools/transfer_study.sh', str(tmp_path)],
+    cwd=_ROOT,
+    env=os.environ | small,
+    capture_output=True,
+    text=True,
+    check=False,
   )
-  run = runs_lib.Run('boxes', runs_lib.SCRATCH, 1.0, 3)
-  shorter = runs_lib.Plan(
-    cut.tasks, cut.starts, (*_SMALL, 'boxes:train.epochs = 1'), cut.folder
-  )
-  assert runs_lib.train_and_measure(shorter, run)['epochs'] == 1
-  found = runs_lib.train_and_measure(cut, run)
-  wanted = runs_lib.train_and_measure(whole, run)
-  assert found['epochs'] == wanted['epochs'] == 2
-  assert found['value'] == pytest.approx(wanted['value'], abs=0.02)
-  assert 'resuming after epoch 1' in capsys.readouterr().out
+  assert done.returncode == 0, done.stderr[-2000:]
+  rows = tables.read_rows(str(tmp_path / 'study' / 'rows.csv'))
+  assert set(rows['task']) == {'candidates', 'nodules'}
+  assert set(rows['init']) == {'scratch', 'words', 'restoration', 'both'}
+  assert len(rows) == 8
+  assert (tmp_path / 'study' / 'fractions.png').exists()

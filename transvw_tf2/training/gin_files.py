@@ -23,12 +23,17 @@ SEARCH_PATHS = (
 )
 
 
-def parse(files: Sequence[str], parameters: Sequence[str] = ()) -> None:
+def parse(
+  files: Sequence[str],
+  parameters: Sequence[str] = (),
+  forget: bool = False,
+) -> None:
   """Parses gin files, then single bindings that override them.
 
   Args:
     files: paths, looked up in `SEARCH_PATHS`, as their includes are.
     parameters: bindings such as 'train.batch_size = 16'.
+    forget: whether all that was parsed before is forgotten.
 
   Raises:
     UserError: a file does not exist, or names something unknown.
@@ -39,6 +44,8 @@ def parse(files: Sequence[str], parameters: Sequence[str] = ()) -> None:
         f'gin file {name} does not exist in the working directory nor in'
         f' {SEARCH_PATHS[1]}; the published runs are gin/runs/*.gin'
       )
+  if forget:
+    gin.clear_config()
   for path in SEARCH_PATHS[1:]:
     gin.add_config_file_search_path(path)
   try:

@@ -8,9 +8,9 @@ from matplotlib import ticker
 import numpy as np
 import pandas as pd
 
-from tools.transfer import runs as runs_lib
-from tools.transfer import tables
 from transvw_tf2 import output_file
+from transvw_tf2.study import runs as runs_lib
+from transvw_tf2.study import tables
 
 # Of Okabe and Ito, told apart by the colour-blind too.
 _COLORS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00', '#CC79A7')

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 
-import gin
 import keras
 import tensorflow as tf
 import tensorflow_datasets as tfds
@@ -193,7 +192,6 @@ def _train_and_measure(plan, run) -> dict[str, object]:
   task = plan.tasks[run.task]
   workdir = plan.workdir(run)
   keras.backend.clear_session()
-  gin.clear_config()
   gin_files.parse(
     [task.gin_file],
     [
@@ -204,6 +202,7 @@ def _train_and_measure(plan, run) -> dict[str, object]:
       f'train.label_fraction = {run.fraction!r}',
       f'train.seed = {run.seed}',
     ],
+    forget=True,
   )
   strategy = devices.make_strategy('all')
   rows = loop.train(workdir, strategy, settings.Settings())

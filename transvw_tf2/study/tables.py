@@ -8,9 +8,9 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from tools.transfer import runs as runs_lib
 from transvw_tf2 import errors
 from transvw_tf2 import output_file
+from transvw_tf2.study import runs as runs_lib
 
 # Columns that tell runs apart.
 RUN = [field.name for field in dataclasses.fields(runs_lib.Run)]

@@ -1,0 +1,60 @@
+"""Single runs of a study."""
+
+import pytest
+
+from tests.training import tiny_data
+from transvw_tf2 import errors
+from transvw_tf2.study import runs as runs_lib
+
+_SMALL = (
+  'unet3d.base_filters = 2',
+  'train.epochs = 9',
+  'boxes:train.epochs = 2',
+  'train.learning_rate = 1e-2',
+  'train.shuffle_buffer = 8',
+)
+
+
+@pytest.fixture(scope='module', name='data_dir')
+def _data_dir(tmp_path_factory):
+  return tiny_data.write_targets(tmp_path_factory.mktemp('targets'))
+
+
+def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
+  """What a run left behind when it was killed is gone on with."""
+  whole, cut = (
+    runs_lib.Plan(
+      tasks={'boxes': runs_lib.open_task(data_dir)},
+      starts={},
+      parameters=_SMALL,
+      folder=str(tmp_path / name),
+    )
+    for name in ('whole', 'cut')
+  )
+  run = runs_lib.Run('boxes', runs_lib.SCRATCH, 1.0, 3)
+  shorter = runs_lib.Plan(
+    cut.tasks, cut.starts, (*_SMALL, 'boxes:train.epochs = 1'), cut.folder
+  )
+  assert runs_lib.train_and_measure(shorter, run)['epochs'] == 1
+  found = runs_lib.train_and_measure(cut, run)
+  wanted = runs_lib.train_and_measure(whole, run)
+  assert found['epochs'] == wanted['epochs'] == 2
+  assert found['value'] == pytest.approx(wanted['value'], abs=0.02)
+  assert 'resuming after epoch 1' in capsys.readouterr().out
+
+
+def test_parameters_of_a_task_come_last():
+  plan = runs_lib.Plan(
+    tasks={'boxes': None, 'balls': None},
+    starts={},
+    parameters=('balls:a.b = 1', 'a.b = 2', 'boxes:a.b = 3', "a.c = 'x:y'"),
+    folder='',
+  )
+  assert plan.parameters_of('boxes') == ['a.b = 2', "a.c = 'x:y'", 'a.b = 3']
+  assert plan.parameters_of('balls') == ['a.b = 2', "a.c = 'x:y'", 'a.b = 1']
+
+
+def test_data_without_targets_is_named(tmp_path):
+  data_dir = tiny_data.write(tmp_path)
+  with pytest.raises(errors.UserError, match='has neither labels nor masks'):
+    runs_lib.open_task(data_dir)

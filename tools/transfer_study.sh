@@ -1,0 +1,84 @@
+#!/usr/bin/env bash
+# What pre-training is worth, from scans to plots, on patients whose nodules are
+# known: of the template anatomy, or bent from a real scan.
+#
+#   bash tools/transfer_study.sh OUT [SCAN]
+#
+# Pre-trains on some patients by words, by restoration and by both, fine-tunes
+# from each and from scratch on others, and leaves tables and plots in
+# OUT/study. Some hours on two CPU cores; the same command again goes on where it
+# was stopped. The variables below can be set from outside.
+set -euo pipefail
+mkdir -p "$1"
+OUT="$(cd "$1" && pwd)"
+SCAN=()
+SIZE=160,160,112
+if [ -n "${2:-}" ]; then
+  SCAN=(--from "$(realpath "$2")")
+  SIZE=160,160,96
+fi
+source "$(dirname "$0")/venv.sh"
+
+: "${PATIENTS:=120}"        # to pre-train on
+: "${TARGET_PATIENTS:=80}"  # of the target tasks: 40 train, 16 validation
+: "${WORDS:=32}"
+: "${PRETRAINING_EPOCHS:=5}"
+: "${CANDIDATE_EPOCHS:=8}"
+: "${NODULE_EPOCHS:=18}"
+: "${SEEDS:=5}"
+: "${FRACTIONS:=0.1,0.5,1}"
+: "${FILTERS:=4}"           # of the first convolution
+
+_make_patients() {
+  local name="$1"
+  shift
+  [ -d "$OUT/$name" ] || python tools/make_phantom.py --out "$OUT/$name" \
+    "${SCAN[@]}" --size "$SIZE" --nodules 3,6 "$@"
+}
+
+_build() {
+  tfds build "$1" --imports "beam_jobs.$1" --manual_dir "$OUT/$2" \
+    --data_dir "$OUT/data" --config "$3"
+}
+
+_pretrain() {
+  local name="$1" file="$2"
+  python -m transvw_tf2.train --gin_file "gin/runs/$file.gin" \
+    --gin_param "visual_word_net.base_filters = $FILTERS" \
+    --gin_param "word_classifier.base_filters = $FILTERS" \
+    --gin_param "unet3d.base_filters = $FILTERS" \
+    --gin_param 'train.batch_size = 8' \
+    --gin_param "train.epochs = $PRETRAINING_EPOCHS" \
+    --data "$OUT/data/transvw_luna16" --workdir "$OUT/$name"
+}
+
+_make_patients patients --scans "$PATIENTS" --seed 401
+_make_patients target_patients --scans "$TARGET_PATIENTS" --seed 403 \
+  --diameter 5,16
+_build transvw_luna16 patients "{\"name\": \"study\", \"words\": $WORDS,
+  \"instances\": 32, \"validation_instances\": 8, \"frame\": \"lung\",
+  \"seed\": 401}"
+CUBE='"cube_shape": [24, 24, 16], "extent_mm": [48, 48, 40]'
+_build luna16_nodules target_patients "{\"name\": \"candidates\", $CUBE,
+  \"task\": \"false_positive_reduction\", \"negatives_per_positive\": null}"
+_build luna16_nodules target_patients "{\"name\": \"nodules\", $CUBE,
+  \"task\": \"nodule_segmentation\", \"jitter_mm\": 8}"
+_pretrain words words_only
+_pretrain restoration restoration_only
+_pretrain both quickstart
+python tools/transfer_study.py --output "$OUT/study" \
+  --data "candidates=$OUT/data/luna16_nodules/candidates" \
+  --data "nodules=$OUT/data/luna16_nodules/nodules" \
+  --init "words=$OUT/words" --init "restoration=$OUT/restoration" \
+  --init "both=$OUT/both" --fractions "$FRACTIONS" --seeds "$SEEDS" \
+  --processes 2 \
+  --gin_param "classifier.base_filters = $FILTERS" \
+  --gin_param "unet3d.base_filters = $FILTERS" \
+  --gin_param 'train.batch_size = 4' \
+  --gin_param 'train.cache = "memory"' \
+  --gin_param 'train.steps_per_call = 5' \
+  --gin_param "candidates:train.epochs = $CANDIDATE_EPOCHS" \
+  --gin_param 'candidates:train.learning_rate = 4e-3' \
+  --gin_param 'candidates:Classification.mirror = "xyz"' \
+  --gin_param "nodules:train.epochs = $NODULE_EPOCHS" \
+  --gin_param 'nodules:train.learning_rate = 3e-3'

@@ -1,0 +1,1 @@
+"""Studies of transfer: what initial weights are worth on target tasks."""
