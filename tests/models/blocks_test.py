@@ -146,6 +146,27 @@ def test_conv_block_in_training_normalizes_the_batch():
   )
 
 
+def test_a_folded_block_equals_scipy_with_two_arrays():
+  block = blocks.ConvBlock(filters=3, number=0)
+  block.build((None, None, None, None, 2))
+  _randomize(block)
+  cubes = np.random.default_rng(2).normal(size=(2, 4, 5, 3, 2))
+  kernel, bias = (variable.numpy() for variable in block.conv.weights)
+  want = np.stack([_convolve(cube, kernel) + bias for cube in cubes])
+  want = _normalize(want, block)
+  for _ in range(2):  # the second time there is nothing left to fold
+    block.fold()
+    # It does not learn, so `training` changes nothing.
+    for training in (False, True):
+      outputs = block(_inner(cubes).astype(np.float32), training=training)
+      np.testing.assert_allclose(_outer(outputs), want, atol=1e-5 * want.max())
+  function = tf.function(block).get_concrete_function(
+    tf.TensorSpec((None, 3, 4, 5, 2), tf.float32)
+  )
+  read = {variable.ref() for variable in function.graph.variables}
+  assert read == {variable.value.ref() for variable in block.conv.weights}
+
+
 def test_the_bias_of_a_normalized_batch_has_no_gradient():
   block = blocks.ConvBlock(filters=2, number=0)
   cubes = np.random.default_rng(3).normal(size=(3, 4, 4, 4, 1))

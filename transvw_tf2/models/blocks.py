@@ -132,25 +132,40 @@ class ConvBlock(keras.layers.Layer):
     Returns:
       float (B, Z, X, Y, filters).
     """
-    kernel = self.conv.kernel
-    if not (training and self.batch_norm.trainable):
-      # The normalisation becomes part of the weights.
-      scale, offset = self._moving_affine()
-      kernel = keras.ops.cast(kernel, 'float32') * scale
+    learns = self.batch_norm is not None and self.batch_norm.trainable
+    if not (training and learns):
+      kernel, bias = self._folded_weights()
       convolved = convolution(keras.ops.cast(kernel, self.compute_dtype))
-      return self.relu(_add_bias(convolved, offset))
-    convolved = convolution(keras.ops.cast(kernel, self.compute_dtype))
+      return self.relu(_add_bias(convolved, bias))
+    kernel = keras.ops.cast(self.conv.kernel, self.compute_dtype)
+    convolved = convolution(kernel)
     if self.synchronized_batch_norm:
       convolved = _add_bias(convolved, self.conv.bias)
       return self.relu(self.batch_norm(convolved, training=True))
     return self._normalize_batch(convolved)
 
-  def _moving_affine(self):
-    """Returns scale and offset by moving statistics, float32 (filters,)."""
+  def fold(self) -> None:
+    """Makes the normalisation by moving statistics part of the weights.
+
+    Evaluation computes that kernel and bias anew in each call, for training may
+    have moved the statistics. What is served does not train: folded, it reads
+    two arrays where there were six. The block cannot train again, nor does its
+    configuration tell, so this is for a copy.
+    """
+    kernel, bias = self._folded_weights()
+    self.conv.kernel.assign(kernel)
+    self.conv.bias.assign(bias)
+    self.batch_norm = None
+
+  def _folded_weights(self):
+    """Returns kernel and bias with moving statistics in them, float32."""
     layer = self.batch_norm
-    scale = layer.gamma * keras.ops.rsqrt(layer.moving_variance + layer.epsilon)
+    kernel = keras.ops.cast(self.conv.kernel, 'float32')
     bias = keras.ops.cast(self.conv.bias, 'float32')
-    return scale, (bias - layer.moving_mean) * scale + layer.beta
+    if layer is None:
+      return kernel, bias
+    scale = layer.gamma * keras.ops.rsqrt(layer.moving_variance + layer.epsilon)
+    return kernel * scale, (bias - layer.moving_mean) * scale + layer.beta
 
   def _normalize_batch(self, convolved):
     """Normalises by the statistics of the batch, then ReLU.
@@ -366,3 +381,13 @@ def weight_layers(model: keras.layers.Layer) -> dict[str, keras.layers.Layer]:
         )
       found[layer.name] = layer
   return found
+
+
+def fold(model: keras.Model) -> None:
+  """Folds the batch norm of every block of a network, see ConvBlock.fold.
+
+  Not for a network that normalises by batch statistics in evaluation too.
+  """
+  for layer in model._flatten_layers():
+    if isinstance(layer, ConvBlock):
+      layer.fold()
