@@ -1,10 +1,12 @@
-"""Exports the encoder of a training run as a SavedModel.
+"""Exports the network of a training run as a SavedModel.
 
-That of pre-training takes cubes, that of an autoencoder thumbnails of whole
-scans; transvw_model.json in the folder says which.
+Of pre-training that is the encoder, with --whole decoder and head too; of
+fine-tuning the whole network. An autoencoder takes thumbnails of whole scans,
+all others cubes; transvw_model.json in the folder describes it all.
 
 Command:
   python -m transvw_tf2.export --workdir W --output DIR
+  python -m transvw_tf2.export --workdir W --output DIR --whole
 """
 
 from absl import app
@@ -25,13 +27,23 @@ _CHECKPOINT = flags.DEFINE_enum(
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Whether a model in --output is replaced.'
 )
+_WHOLE = flags.DEFINE_bool(
+  'whole',
+  False,
+  'Whether to export decoder and head too, as far as the network has them:'
+  ' signatures restore and classify_word.',
+)
 
 
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
   export.export_workdir(
-    _WORKDIR.value, _OUTPUT.value, _CHECKPOINT.value, _OVERWRITE.value
+    _WORKDIR.value,
+    _OUTPUT.value,
+    _CHECKPOINT.value,
+    _OVERWRITE.value,
+    _WHOLE.value,
   )
   print(f'wrote {_OUTPUT.value}: {_CHECKPOINT.value} of {_WORKDIR.value}')
 

@@ -11,6 +11,7 @@ from transvw_tf2 import errors
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.serving import export
+from transvw_tf2.training import summary
 
 _CUBE = (8, 12, 4)
 _BYTES = 2 * 8 * 12 * 4
@@ -140,20 +141,51 @@ def test_only_the_encoder_is_written(model, exported):
     )
     if shape
   ]
-  assert len(names) == len(model.encoder.variables)
+  # A kernel and a bias each, no batch norm.
+  assert len(names) == 2 * len(model.encoder.conv_blocks)
 
 
 def test_metadata(exported):
   with open(os.path.join(exported, 'transvw_model.json')) as file:
     metadata = json.load(file)
-  version = metadata.pop('package_version')
-  assert version
+  assert metadata.pop('package_version')
+  assert 'non-commercial' in metadata.pop('license')
+  assert metadata.pop('source') == summary.describe_source()
+  cubes = {
+    'name': 'cubes',
+    'dtype': 'float32',
+    'shape': [None, 8, 12, 4, 1],
+    'unit': 'HU',
+  }
+  strings = {
+    'name': 'bytes',
+    'dtype': 'string',
+    'shape': [None],
+    'unit': 'HU as little-endian int16, [x, y, z] in C order',
+  }
+  embedding = {
+    'name': 'embedding',
+    'dtype': 'float32',
+    'shape': [None, 16],
+    'unit': 'none',
+  }
+  floats = {'inputs': [cubes], 'outputs': [embedding]}
+  assert metadata.pop('orientation').startswith('LPS')
   assert metadata == {
     'axes': ['x', 'y', 'z'],
+    'classes': [],
     'cube_shape': [8, 12, 4],
     'embedding_size': 16,
+    'format_version': 1,
     'hu_window': [-1000, 1000],
     'input': 'cubes',
+    'network': 'VisualWordNet',
+    'signatures': {
+      'serving_default': floats,
+      'embed_cubes': floats,
+      'embed_cubes_int16': {**floats, 'inputs': [{**cubes, 'dtype': 'int16'}]},
+      'embed_bytes': {**floats, 'inputs': [strings]},
+    },
     'training': {'epoch': 7},
     'words': ['a', 'b', 'c'],
   }
@@ -230,6 +262,7 @@ def test_workdir_is_exported_with_its_summary(model, tmp_path, monkeypatch):
       'volume': 'cube',
       'words': ['a', 'b', 'c'],
       'epoch': 3,
+      'val_loss': 0.5,
     }
 
   monkeypatch.setattr(
@@ -240,7 +273,11 @@ def test_workdir_is_exported_with_its_summary(model, tmp_path, monkeypatch):
   assert asked == [('run', 'latest')]
   with open(os.path.join(path, 'transvw_model.json')) as file:
     metadata = json.load(file)
-  assert metadata['training'] == {'checkpoint': 'latest', 'epoch': 3}
+  assert metadata['training'] == {
+    'checkpoint': 'latest',
+    'epoch': 3,
+    'val_loss': 0.5,
+  }
   assert metadata['cube_shape'] == list(_CUBE)
   assert metadata['words'] == ['a', 'b', 'c']
   with pytest.raises(errors.UserError, match='exists'):

@@ -57,12 +57,28 @@ def test_signatures_take_hu_and_give_the_pooled_bottleneck(model, exported):
 def test_metadata_tells_what_goes_in(exported):
   with open(os.path.join(exported, 'transvw_model.json')) as file:
     metadata = json.load(file)
-  assert metadata.pop('package_version')
+  assert metadata.pop('package_version') and metadata.pop('license')
+  assert set(metadata.pop('source')) == {'commit', 'local_changes'}
+  takes = {
+    name: [(one['name'], one['dtype'], one['unit']) for one in entry['inputs']]
+    for name, entry in metadata.pop('signatures').items()
+  }
+  assert takes == {
+    'serving_default': [('thumbnails', 'float32', 'HU')],
+    'embed_thumbnails': [('thumbnails', 'float32', 'HU')],
+    'embed_thumbnails_int16': [('thumbnails', 'int16', 'HU')],
+    'embed_bytes': [
+      ('bytes', 'string', 'HU as little-endian int16, [x, y, z] in C order')
+    ],
+  }
+  assert metadata.pop('orientation').startswith('LPS')
   assert metadata == {
     'axes': ['x', 'y', 'z'],
     'embedding_size': 16,
+    'format_version': 1,
     'hu_window': [-1000, 1000],
     'input': 'thumbnails',
+    'network': 'UNet3D',
     'thumbnail_shape': [12, 8, 4],
     'training': {'epoch': 7},
   }
@@ -76,7 +92,8 @@ def test_only_the_encoder_is_written(model, exported):
     )
     if shape
   ]
-  assert len(names) == len(model.encoder.variables)
+  # A kernel and a bias each, no batch norm.
+  assert len(names) == 2 * len(model.encoder.conv_blocks)
 
 
 def test_it_is_no_encoder_of_cubes(exported):

@@ -1,12 +1,14 @@
-"""Writes the encoder of a model as a SavedModel that takes HU.
+"""Writes a model as a SavedModel that takes HU.
 
-That of a Y-Net or U-Net takes cubes, that of an autoencoder thumbnails of whole
-scans; both are called volumes here.
+The encoder of a Y-Net or U-Net takes cubes, that of an autoencoder thumbnails
+of whole scans; both are called volumes here. Decoder and heads come with it
+where they are asked for.
 
 Clipping and scaling happen inside the graph, so a caller needs neither Keras
-nor this package.
+nor this package, and transvw_model.json tells all that it has to know.
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import importlib.metadata
 import json
@@ -16,110 +18,138 @@ import shutil
 import uuid
 
 from absl import logging
+import keras
 import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.models import blocks
 from transvw_tf2.scans import thumbnail
 from transvw_tf2.serving import signatures
 from transvw_tf2.training import checkpoints
+from transvw_tf2.training import summary as summary_lib
+
+_EMBED_NAMES = {
+  signatures.CUBES: (signatures.EMBED_CUBES, signatures.EMBED_CUBES_INT16),
+  signatures.THUMBNAILS: (
+    signatures.EMBED_THUMBNAILS,
+    signatures.EMBED_THUMBNAILS_INT16,
+  ),
+}
+# By signature: what it gives of the outputs of a network, and by which name.
+_HEADS = {
+  signatures.RESTORE: ('restored', signatures.RESTORED),
+  signatures.CLASSIFY_WORD: ('words', signatures.PROBABILITIES),
+  signatures.PREDICT: ('probabilities', signatures.PROBABILITIES),
+  signatures.SEGMENT: ('restored', signatures.PROBABILITIES),
+}
+# What a network was fine-tuned for; a U-Net restores unless told otherwise.
+_TASK_HEADS = {
+  'Classification': (signatures.PREDICT,),
+  'Segmentation': (signatures.SEGMENT,),
+}
+_LICENSE = (
+  'The weights are under the licence of whoever trained them. Official weights'
+  ' that were converted stay under the non-commercial terms of their authors;'
+  ' mind these terms too where a training started from such weights.'
+)
 
 
-class ServedEncoder(tf.Module):
-  """Encoder from HU to embeddings, one tf.function per signature."""
+def make_functions(
+  model: keras.Model,
+  shape: Sequence[int],
+  volumes: str = signatures.CUBES,
+  heads: Sequence[str] = (),
+) -> dict[str, tf.types.experimental.PolymorphicFunction]:
+  """Returns the functions to serve by the name of their signature.
 
-  def __init__(
-    self, model, shape: Sequence[int], volumes: str = signatures.CUBES
-  ):
-    """Initialises the module.
+  Args:
+    model: a built network of transvw_tf2.models.
+    shape: voxels of a volume along x, y and z.
+    volumes: signatures.CUBES or signatures.THUMBNAILS, the name of the input
+      and part of the names of the signatures.
+    heads: signatures beyond those that embed, such as signatures.RESTORE.
+  """
 
-    Args:
-      model: built unet3d.UNet3D or visual_word_net.VisualWordNet.
-      shape: voxels of a volume along x, y and z.
-      volumes: signatures.CUBES or signatures.THUMBNAILS, the name of the input
-        and part of the names of the signatures.
-    """
-    super().__init__(name='served_encoder')
-    # Only the encoder is tracked, so decoder and head are not written.
-    self.encoder = model.encoder
-    self._shape = tuple(shape)
-    self._volumes = volumes
-    embed = model.embed
+  def embed(hu):
+    return {signatures.EMBEDDING: model.embed(_scale(hu))}
 
-    def embed_hu(hu):
-      clipped = tf.clip_by_value(hu, schema.HU_MIN, schema.HU_MAX)
-      return {signatures.EMBEDDING: embed(schema.scale_hu(clipped))}
+  # The name of the specification is that of the input in the contract.
+  floats = tf.TensorSpec((None, *shape, 1), tf.float32, volumes)
+  int16 = tf.TensorSpec((None, *shape, 1), tf.int16, volumes)
+  strings = tf.TensorSpec((None,), tf.string, signatures.BYTES)
+  embed_floats = tf.function(embed, input_signature=[floats])
+  embed_int16 = tf.function(
+    lambda hu: embed(tf.cast(hu, tf.float32)), input_signature=[int16]
+  )
+  embed_bytes = tf.function(
+    lambda encoded: embed(_decode(encoded, shape, volumes)),
+    input_signature=[strings],
+  )
+  floats_name, int16_name = _EMBED_NAMES[volumes]
+  return {
+    tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: embed_floats,
+    floats_name: embed_floats,
+    int16_name: embed_int16,
+    signatures.EMBED_BYTES: embed_bytes,
+    **{head: _make_head(model, head, floats) for head in heads},
+  }
 
-    batch_shape = (None, *self._shape, 1)
 
-    # The name of the specification is that of the input in the contract.
-    @tf.function(
-      input_signature=[tf.TensorSpec(batch_shape, tf.float32, volumes)]
+def _make_head(model, head, floats):
+  """Returns the function of a signature of _HEADS."""
+  output, name = _HEADS[head]
+
+  # The graph holds all of the network, but only what leads to a result is run.
+  @tf.function(input_signature=[floats])
+  def run(hu):
+    outputs = model(_scale(hu), training=False)
+    # A plain U-Net has but one output.
+    result = outputs[output] if isinstance(outputs, Mapping) else outputs
+    if name == signatures.RESTORED:
+      result = result * (schema.HU_MAX - schema.HU_MIN) + schema.HU_MIN
+    return {name: result}
+
+  return run
+
+
+def _scale(hu):
+  clipped = tf.clip_by_value(hu, schema.HU_MIN, schema.HU_MAX)
+  return schema.scale_hu(clipped)
+
+
+def _decode(strings, shape, volumes):
+  """Decodes string (B,) into float32 HU (B, X, Y, Z, 1)."""
+  wanted = 2 * math.prod(shape)
+  lengths = tf.strings.length(strings)
+  check = tf.debugging.Assert(
+    tf.reduce_all(lengths == wanted),
+    [
+      f'bytes: wanted {wanted} bytes per {volumes[:-1]}, little-endian '
+      f'int16 {tuple(shape)} in [x, y, z] C order; got the lengths',
+      lengths,
+    ],
+    summarize=16,
+  )
+  # decode_raw has no side effect: without this its own error may come first.
+  with tf.control_dependencies([check]):
+    values = tf.io.decode_raw(
+      tf.identity(strings), tf.int16, little_endian=True
     )
-    def embed_floats(hu):
-      return embed_hu(hu)
-
-    @tf.function(
-      input_signature=[tf.TensorSpec(batch_shape, tf.int16, volumes)]
-    )
-    def embed_int16(hu):
-      return embed_hu(tf.cast(hu, tf.float32))
-
-    @tf.function(
-      input_signature=[tf.TensorSpec((None,), tf.string, signatures.BYTES)]
-    )
-    def embed_bytes(strings):
-      return embed_hu(self._decode(strings))
-
-    self.embed_floats = embed_floats
-    self.embed_int16 = embed_int16
-    self.embed_bytes = embed_bytes
-
-  def functions(self) -> dict:
-    """Returns the tf.functions by the name of their signature."""
-    floats, int16 = {
-      signatures.CUBES: (signatures.EMBED_CUBES, signatures.EMBED_CUBES_INT16),
-      signatures.THUMBNAILS: (
-        signatures.EMBED_THUMBNAILS,
-        signatures.EMBED_THUMBNAILS_INT16,
-      ),
-    }[self._volumes]
-    return {
-      tf.saved_model.DEFAULT_SERVING_SIGNATURE_DEF_KEY: self.embed_floats,
-      floats: self.embed_floats,
-      int16: self.embed_int16,
-      signatures.EMBED_BYTES: self.embed_bytes,
-    }
-
-  def _decode(self, strings):
-    """Decodes string (B,) into float32 HU (B, X, Y, Z, 1)."""
-    wanted = 2 * math.prod(self._shape)
-    lengths = tf.strings.length(strings)
-    check = tf.debugging.Assert(
-      tf.reduce_all(lengths == wanted),
-      [
-        f'bytes: wanted {wanted} bytes per {self._volumes[:-1]}, little-endian '
-        f'int16 {self._shape} in [x, y, z] C order; got the lengths',
-        lengths,
-      ],
-      summarize=16,
-    )
-    # decode_raw has no side effect: without this its own error may come first.
-    with tf.control_dependencies([check]):
-      values = tf.io.decode_raw(
-        tf.identity(strings), tf.int16, little_endian=True
-      )
-    shape = (tf.shape(strings)[0], *self._shape, 1)
-    return tf.cast(tf.reshape(values, shape), tf.float32)
+  values = tf.reshape(values, (tf.shape(strings)[0], *shape, 1))
+  return tf.cast(values, tf.float32)
 
 
 def export_encoder(
-  model,
+  model: keras.Model,
   output: str,
-  summary: dict,
+  summary: Mapping[str, object],
   *,
   cube_shape: Sequence[int] = schema.CUBE_SHAPE,
   words: Sequence[str] = (),
+  classes: Sequence[str] = (),
+  heads: Sequence[str] = (),
+  source: Mapping[str, object] | None = None,
   overwrite: bool = False,
 ) -> None:
   """Writes the encoder of `model` as a SavedModel, all of it or nothing.
@@ -130,30 +160,48 @@ def export_encoder(
   `embed_bytes` takes `bytes`, string (B,) of little-endian int16 HU in
   [x, y, z] C order. `transvw_model.json` beside it describes the model.
 
+  Batch norm is folded into the convolutions of a copy, unless the network
+  normalises by batch statistics: then outputs depend on the batch here too.
+
   Args:
-    model: unet3d.UNet3D or visual_word_net.VisualWordNet with its weights.
+    model: network of transvw_tf2.models with its weights; left as it is, but
+      built if it is not.
     output: folder to write.
-    summary: how the model was trained; goes into the json file.
+    summary: how the model was trained, JSON values; goes into the json file.
     cube_shape: voxels of a cube along x, y and z.
-    words: names of the words the model was trained on.
+    words: names of the words the model was trained on, in their order.
+    classes: names of the classes that a fine-tuned model tells, in their order.
+    heads: signatures beyond the encoder. All take `cubes` as `embed_cubes`:
+      `restore` gives `restored`, float32 (B, X, Y, Z, channels) in HU;
+      `classify_word` and `predict` give `probabilities`, float32 (B, C);
+      `segment` gives `probabilities`, float32 (B, X, Y, Z, channels).
+    source: of the training, see training.summary.describe_source; None takes
+      that of the files that run now.
     overwrite: whether an existing `output` is replaced.
 
   Raises:
     errors.UserError: `output` exists and is not to be replaced, or it cannot be
-      written.
+      written, or the network lacks what a head gives.
   """
-  described = {'cube_shape': list(cube_shape), 'words': list(words)}
+  described = {
+    'cube_shape': list(cube_shape),
+    'words': list(words),
+    'classes': list(classes),
+    'training': dict(summary),
+    'source': dict(source or summary_lib.describe_source()),
+  }
   _export(
-    model, output, summary, signatures.CUBES, cube_shape, described, overwrite
+    model, output, signatures.CUBES, cube_shape, heads, described, overwrite
   )
 
 
 def export_thumbnail_encoder(
-  model,
+  model: keras.Model,
   output: str,
-  summary: dict,
+  summary: Mapping[str, object],
   *,
   thumbnail_shape: Sequence[int] = thumbnail.SHAPE,
+  source: Mapping[str, object] | None = None,
   overwrite: bool = False,
 ) -> None:
   """Writes the encoder of an autoencoder, as `export_encoder` does.
@@ -165,42 +213,87 @@ def export_thumbnail_encoder(
   Args:
     model: unet3d.UNet3D with its weights.
     output: folder to write.
-    summary: how the model was trained; goes into the json file.
+    summary: how the model was trained, JSON values; goes into the json file.
     thumbnail_shape: voxels of a thumbnail along x, y and z.
+    source: see `export_encoder`.
     overwrite: whether an existing `output` is replaced.
 
   Raises:
     errors.UserError: as `export_encoder`.
   """
-  described = {'thumbnail_shape': list(thumbnail_shape)}
+  described = {
+    'thumbnail_shape': list(thumbnail_shape),
+    'training': dict(summary),
+    'source': dict(source or summary_lib.describe_source()),
+  }
   kind = signatures.THUMBNAILS
-  _export(model, output, summary, kind, thumbnail_shape, described, overwrite)
+  _export(model, output, kind, thumbnail_shape, (), described, overwrite)
 
 
-def _export(model, output, summary, volumes, shape, described, overwrite):
-  """Writes a ServedEncoder of some volumes, and its description."""
+def find_heads(
+  model: keras.Model, cube_shape: Sequence[int]
+) -> tuple[str, ...]:
+  """Returns the signatures beyond the encoder that a network has parts for."""
+  outputs = _output_names(model, cube_shape)
+  known = (signatures.RESTORE, signatures.CLASSIFY_WORD, signatures.PREDICT)
+  return tuple(head for head in known if _HEADS[head][0] in outputs)
+
+
+def _output_names(model, shape):
+  shapes = model.compute_output_shape((None, *shape, 1))
+  return set(shapes) if isinstance(shapes, Mapping) else {'restored'}
+
+
+def _check_heads(model, shape, heads):
+  outputs = _output_names(model, shape)
+  for head in heads:
+    if head not in _HEADS or _HEADS[head][0] not in outputs:
+      known = ', '.join(find_heads(model, shape)) or 'none'
+      raise errors.UserError(
+        f'signature {head!r} is asked for, but {type(model).__name__} has no'
+        f' part for it; wanted some of: {known}'
+      )
+
+
+def _export(model, output, volumes, shape, heads, described, overwrite):
+  """Writes the signatures of a network, and its description."""
   output = os.path.abspath(output)
   check_output(output, overwrite)
+  _check_heads(model, shape, heads)
   if not model.built:
     model.build((None, *shape, 1))
-  module = ServedEncoder(model, shape, volumes)
+  functions = make_functions(_fold_copy(model), shape, volumes, heads)
+  module = tf.Module()
+  # What is tracked is written: of the network only what the signatures read.
+  module.weights = _read_variables(functions)
   metadata = {
+    'format_version': signatures.METADATA_VERSION,
     'axes': ['x', 'y', 'z'],
+    'orientation': 'LPS: x to the left, y to the back, z to the head',
     'embedding_size': int(model.embedding_size),
     'hu_window': [schema.HU_MIN, schema.HU_MAX],
     'input': volumes,
+    'license': _LICENSE,
+    'network': type(model).__name__,
     'package_version': _package_version(),
-    'training': summary,
+    'signatures': {
+      name: _describe_function(function) for name, function in functions.items()
+    },
     **described,
   }
+  _write(module, functions, metadata, output)
+
+
+def _write(module, functions, metadata, output):
   # Beside the output, so that the rename stays within one file system.
   partial = f'{output}.partial-{uuid.uuid4().hex[:8]}'
   try:
     os.makedirs(partial)
-    tf.saved_model.save(module, partial, signatures=module.functions())
+    tf.saved_model.save(module, partial, signatures=functions)
     path = os.path.join(partial, signatures.METADATA_FILE)
     with open(path, 'w', encoding='utf-8') as file:
-      json.dump(metadata, file, indent=2, sort_keys=True)
+      # Not every reader of JSON takes NaN.
+      json.dump(metadata, file, indent=2, sort_keys=True, allow_nan=False)
       file.write('\n')
     _replace_folder(partial, output)
   except OSError as error:
@@ -210,6 +303,45 @@ def _export(model, output, summary, volumes, shape, described, overwrite):
     ) from error
   finally:
     shutil.rmtree(partial, ignore_errors=True)
+
+
+def _fold_copy(model):
+  """Returns a copy of a built network with its batch norm folded."""
+  copy = type(model).from_config(model.get_config())
+  copy.build((None, None, None, None, 1))
+  copy.set_weights(model.get_weights())
+  # Only moving statistics are known before the batch is.
+  if not getattr(model, 'batch_statistics', False):
+    blocks.fold(copy)
+  return copy
+
+
+def _read_variables(functions):
+  """Returns each variable that any of the functions reads, once."""
+  found = {}
+  for function in functions.values():
+    for variable in function.get_concrete_function().graph.variables:
+      found[variable.ref()] = variable
+  return list(found.values())
+
+
+def _describe_function(function):
+  concrete = function.get_concrete_function()
+  inputs, _ = concrete.structured_input_signature
+  outputs = concrete.structured_outputs
+  return {
+    'inputs': [_describe_tensor(one.name, one) for one in inputs],
+    'outputs': [_describe_tensor(name, one) for name, one in outputs.items()],
+  }
+
+
+def _describe_tensor(name, tensor):
+  return {
+    'name': name,
+    'dtype': tensor.dtype.name,
+    'shape': tensor.shape.as_list(),  # None, of the batch: any number
+    'unit': signatures.UNITS[name],
+  }
 
 
 def check_output(output: str, overwrite: bool) -> None:
@@ -230,44 +362,88 @@ def check_output(output: str, overwrite: bool) -> None:
 
 
 def export_workdir(
-  workdir: str, output: str, checkpoint: str, overwrite: bool = False
+  workdir: str,
+  output: str,
+  checkpoint: str,
+  overwrite: bool = False,
+  whole: bool = False,
 ) -> dict:
-  """Exports the encoder of a training run and returns its summary.
+  """Exports the network of a training run and returns its summary.
+
+  Of pre-training that is the encoder; a network fine-tuned to classify or to
+  segment also has the signature `predict` or `segment`.
 
   Args:
     workdir: folder written by transvw_tf2.train.
     output: folder to write.
     checkpoint: 'best' or 'latest'.
     overwrite: whether an existing `output` is replaced.
+    whole: whether pre-training's decoder and head come too, as far as the
+      network has them: the signatures `restore` and `classify_word`.
 
   Raises:
-    errors.UserError: no such run or checkpoint, or `output` exists.
+    errors.UserError: no such run or checkpoint, `output` exists, or `whole` is
+      asked of an autoencoder.
   """
   # Before the weights are read: the answer may be no.
   check_output(os.path.abspath(output), overwrite)
   model, metadata = checkpoints.load_model(workdir, which=checkpoint)
-  # The json of the export need not repeat the model's own configuration.
-  described = {'model', 'shape', 'volume', 'words'}
-  summary = {
-    'checkpoint': checkpoint,
-    **{key: metadata[key] for key in metadata if key not in described},
-  }
+  run = _read_run(workdir)
+  summary = _summarize(checkpoint, metadata, run)
   shape = metadata['shape']
+  shared = {'source': run.get('source'), 'overwrite': overwrite}
   if metadata['volume'] == 'thumbnail':
+    if whole:
+      raise errors.UserError(
+        f'--whole is set, but --workdir {workdir} is a run of an autoencoder,'
+        ' of which only the encoder is served: leave --whole out'
+      )
     export_thumbnail_encoder(
-      model, output, summary, thumbnail_shape=shape, overwrite=overwrite
+      model, output, summary, thumbnail_shape=shape, **shared
     )
   else:
+    heads = _TASK_HEADS.get(metadata.get('task'), ())
+    if whole and not heads:
+      heads = find_heads(model, shape)
     export_encoder(
       model,
       output,
       summary,
       cube_shape=shape,
       words=metadata.get('words', ()),
-      overwrite=overwrite,
+      classes=metadata.get('classes', ()),
+      heads=heads,
+      **shared,
     )
   logging.info('exported %s of %s to %s', checkpoint, workdir, output)
   return summary
+
+
+def _summarize(checkpoint, metadata, run):
+  """Returns what the json of the export tells of the training."""
+  # It need not repeat the model's own configuration.
+  described = {'model', 'shape', 'volume', 'words', 'classes', 'val_loss'}
+  summary = {key: metadata[key] for key in metadata if key not in described}
+  # Infinite before the first epoch, which JSON has no number for.
+  loss = metadata.get('val_loss', math.inf)
+  summary['val_loss'] = loss if math.isfinite(loss) else None
+  if run:
+    summary['run'] = {key: run[key] for key in run if key != 'source'}
+  return {'checkpoint': checkpoint, **summary}
+
+
+def _read_run(workdir):
+  """Returns summary.json of a run; {} where it has none, as before its end."""
+  path = os.path.join(workdir, summary_lib.SUMMARY_FILE)
+  try:
+    with open(path, encoding='utf-8') as file:
+      return json.load(file)
+  except FileNotFoundError:
+    return {}
+  except (OSError, ValueError) as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({error}): remove it to export without it'
+    ) from error
 
 
 def _replace_folder(source: str, target: str) -> None:
