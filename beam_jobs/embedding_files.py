@@ -1,0 +1,314 @@
+"""The folder of embeddings that `embed_scans` writes and tools read.
+
+  settings.json       the model and the grid of all its scans
+  places/ID.parquet   a row per cube of the scan ID, see `place_schema`
+  scans/ID.parquet    one row: where the scan lies, and its mean embedding
+  rejected.csv        scans that could not be used, of the last run
+
+A file takes its name only when it is whole, and that of `scans` comes last: a
+scan that has both is finished.
+"""
+
+from collections.abc import Sequence
+import dataclasses
+import glob
+import json
+import os
+import shutil
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from transvw_tf2 import errors
+from transvw_tf2 import output_file
+from transvw_tf2.scans import geometry as geometry_lib
+from transvw_tf2.scans import luna16
+from transvw_tf2.serving import embed
+
+SETTINGS_FILE = 'settings.json'
+PLACES_FOLDER = 'places'
+SCANS_FOLDER = 'scans'
+# Of folders that a run removes at its end.
+WORK_PREFIX = '.work-'
+
+_SUFFIX = '.parquet'
+_VOXEL = ('x', 'y', 'z')
+_WORLD = ('world_x', 'world_y', 'world_z')
+
+# A row per cube.
+PLACE_SCHEMA = pa.schema(
+  [
+    ('scan_id', pa.string()),
+    *((name, pa.int32()) for name in _VOXEL),  # lower corner, voxels
+    *((name, pa.float64()) for name in _WORLD),  # middle, mm (LPS)
+    ('embedding', pa.list_(pa.float32())),
+  ]
+)
+
+# A row per scan.
+SCAN_SCHEMA = pa.schema(
+  [
+    ('scan_id', pa.string()),
+    ('split', pa.string()),
+    ('cubes', pa.int32()),
+    ('size', pa.list_(pa.int32())),  # voxels [x, y, z]
+    ('spacing', pa.list_(pa.float64())),  # mm [x, y, z]
+    ('origin', pa.list_(pa.float64())),  # mm (LPS) of voxel (0, 0, 0)
+    ('direction', pa.list_(pa.float64())),  # 3 x 3, row by row
+    ('mean', pa.list_(pa.float32())),  # over the cubes
+  ]
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """What all embeddings of a folder have in common.
+
+  Attributes:
+    model: fingerprint of the encoder, the same for each copy of its folder.
+    cube_shape: voxels of a cube along x, y and z.
+    stride: voxels between cubes along x, y and z.
+    embedding_size: numbers in an embedding.
+  """
+
+  model: str
+  cube_shape: tuple[int, int, int]
+  stride: tuple[int, int, int]
+  embedding_size: int
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class EmbeddedScan:
+  """The embeddings of a scan.
+
+  Attributes:
+    scan_id: of the scan.
+    geometry: of the scan.
+    places: int32 (N, 3), lower corners of the cubes, voxels [x, y, z].
+    middles: float64 (N, 3), world mm (LPS) of the middles of the cubes.
+    embeddings: float32 (N, embedding_size).
+    mean: float32 (embedding_size,).
+  """
+
+  scan_id: str
+  geometry: geometry_lib.Geometry
+  places: np.ndarray
+  middles: np.ndarray
+  embeddings: np.ndarray
+  mean: np.ndarray
+
+
+def middle_voxels(places: np.ndarray, cube_shape: Sequence[int]) -> np.ndarray:
+  """Returns the middles of cubes, float64 voxels, like corners (..., 3)."""
+  return np.asarray(places) + (np.asarray(cube_shape) - 1) / 2
+
+
+def prepare_folder(folder: str, settings: Settings) -> None:
+  """Makes a folder ready for more scans, and clears what a killed run left.
+
+  Raises:
+    UserError: the folder is of another model or grid, is no folder of
+      embeddings, or cannot be written.
+  """
+  if os.path.isfile(os.path.join(folder, SETTINGS_FILE)):
+    _check_same(folder, read_settings(folder), settings)
+  elif os.path.lexists(folder) and (
+    not os.path.isdir(folder) or os.listdir(folder)
+  ):
+    raise errors.UserError(
+      f'--output {folder} exists and is no folder of embeddings (no'
+      f' {SETTINGS_FILE} in it); give another folder'
+    )
+  try:
+    for name in (PLACES_FOLDER, SCANS_FOLDER):
+      path = os.path.join(folder, name)
+      os.makedirs(path, exist_ok=True)
+      for left in _glob(path, '*.partial-*'):
+        os.remove(left)
+    for left in _glob(folder, f'{WORK_PREFIX}*'):
+      shutil.rmtree(left)
+  except OSError as error:
+    raise errors.UserError(
+      f'--output {folder} cannot be written ({error}); give a folder in a'
+      ' writable place'
+    ) from error
+  with (
+    output_file.replacing(os.path.join(folder, SETTINGS_FILE)) as path,
+    open(path, 'w', encoding='utf-8') as file,
+  ):
+    json.dump(dataclasses.asdict(settings), file, indent=1, sort_keys=True)
+    file.write('\n')
+
+
+def read_settings(folder: str) -> Settings:
+  """Reads what a folder of embeddings is of.
+
+  Raises:
+    UserError: it is no such folder.
+  """
+  path = os.path.join(folder, SETTINGS_FILE)
+  try:
+    with open(path, encoding='utf-8') as file:
+      contents = json.load(file)
+    return Settings(
+      model=str(contents['model']),
+      cube_shape=tuple(map(int, contents['cube_shape'])),
+      stride=tuple(map(int, contents['stride'])),
+      embedding_size=int(contents['embedding_size']),
+    )
+  except (OSError, KeyError, TypeError, ValueError) as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({error!r}); give the --output of'
+      ' beam_jobs.embed_scans'
+    ) from error
+
+
+def _check_same(folder: str, known: Settings, wanted: Settings) -> None:
+  # The cube and the size of an embedding come with the model.
+  for name, what in (
+    ('model', 'of the model'),
+    ('stride', 'with the stride'),
+    ('cube_shape', 'of cubes of'),
+    ('embedding_size', 'of length'),
+  ):
+    one, other = getattr(known, name), getattr(wanted, name)
+    if one != other:
+      raise errors.UserError(
+        f'--output {folder} holds embeddings {what} {_text(one)}, not'
+        f' {_text(other)}; give another --output, or the same --{name}'
+      )
+
+
+def _text(value) -> str:
+  if isinstance(value, tuple):
+    return ','.join(map(str, value))
+  return str(value)
+
+
+def is_finished(folder: str, scan_id: str) -> bool:
+  """Tells whether a scan needs no more work."""
+  return all(map(os.path.exists, _paths(folder, scan_id)))
+
+
+def write_scan(
+  folder: str,
+  scan_file: luna16.ScanFile,
+  geometry: geometry_lib.Geometry,
+  embedding: embed.ScanEmbedding,
+  cube_shape: Sequence[int],
+) -> None:
+  """Writes the two files of a scan.
+
+  Args:
+    folder: from `prepare_folder`.
+    scan_file: which scan.
+    geometry: of the scan.
+    embedding: of the scan.
+    cube_shape: voxels of a cube along x, y and z.
+
+  Raises:
+    UserError: they cannot be written.
+  """
+  middles = geometry.voxel_to_world(middle_voxels(embedding.places, cube_shape))
+  places_path, scan_path = _paths(folder, scan_file.scan_id)
+  columns = [
+    pa.array([scan_file.scan_id] * len(middles)),
+    *(pa.array(one) for one in embedding.places.T),
+    *(pa.array(one) for one in middles.T),
+    _to_lists(embedding.embeddings),
+  ]
+  _write(pa.table(columns, schema=PLACE_SCHEMA), places_path)
+  row = {
+    'scan_id': scan_file.scan_id,
+    'split': scan_file.split,
+    'cubes': len(middles),
+    **dataclasses.asdict(geometry),
+    'mean': embedding.mean,
+  }
+  _write(pa.Table.from_pylist([row], schema=SCAN_SCHEMA), scan_path)
+
+
+def list_scans(folder: str) -> list[str]:
+  """Returns the sorted ids of the scans that are finished.
+
+  Raises:
+    UserError: there are none.
+  """
+  names = _glob(os.path.join(folder, SCANS_FOLDER), f'*{_SUFFIX}')
+  found = [os.path.basename(one).removesuffix(_SUFFIX) for one in names]
+  found = sorted(one for one in found if is_finished(folder, one))
+  if not found:
+    raise errors.UserError(
+      f'no embeddings in {folder}; give the --output of beam_jobs.embed_scans'
+    )
+  return found
+
+
+def read_scan(folder: str, scan_id: str) -> EmbeddedScan:
+  """Reads the embeddings of a scan.
+
+  Raises:
+    UserError: the scan is not there, or its files are damaged.
+  """
+  if not is_finished(folder, scan_id):
+    raise errors.UserError(
+      f'no embeddings of scan {scan_id!r} in {folder}; there are'
+      f' {len(list_scans(folder))} scans, first {list_scans(folder)[0]}'
+    )
+  places_path, scan_path = _paths(folder, scan_id)
+  places = _read(places_path, PLACE_SCHEMA)
+  (row,) = _read(scan_path, SCAN_SCHEMA).to_pylist()
+  embeddings = places['embedding'].combine_chunks()
+  mean = np.array(row['mean'], np.float32)
+  return EmbeddedScan(
+    scan_id=scan_id,
+    geometry=geometry_lib.Geometry(
+      **{
+        field.name: tuple(row[field.name])
+        for field in dataclasses.fields(geometry_lib.Geometry)
+      }
+    ),
+    places=_stack(places, _VOXEL),
+    middles=_stack(places, _WORLD),
+    embeddings=embeddings.flatten().to_numpy().reshape(-1, len(mean)),
+    mean=mean,
+  )
+
+
+def _glob(folder: str, pattern: str) -> list[str]:
+  return glob.glob(os.path.join(glob.escape(folder), pattern))
+
+
+def _paths(folder: str, scan_id: str) -> tuple[str, str]:
+  return tuple(
+    os.path.join(folder, name, f'{scan_id}{_SUFFIX}')
+    for name in (PLACES_FOLDER, SCANS_FOLDER)
+  )
+
+
+def _to_lists(matrix: np.ndarray) -> pa.ListArray:
+  rows, columns = matrix.shape
+  return pa.ListArray.from_arrays(
+    np.arange(rows + 1, dtype=np.int32) * columns, pa.array(matrix.ravel())
+  )
+
+
+def _write(table: pa.Table, path: str) -> None:
+  with output_file.replacing(path) as partial:
+    pq.write_table(table, partial)
+
+
+def _read(path: str, schema: pa.Schema) -> pa.Table:
+  try:
+    # Not as a data set, which would take the path for a partition.
+    return pq.ParquetFile(path).read(schema.names).cast(schema)
+  except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+    raise errors.UserError(
+      f'{path} cannot be read ({" ".join(str(error).split())}); remove it and'
+      ' run beam_jobs.embed_scans again'
+    ) from error
+
+
+def _stack(table: pa.Table, names: Sequence[str]) -> np.ndarray:
+  return np.stack([table[name].to_numpy() for name in names], axis=1)
