@@ -117,39 +117,10 @@ class Reports:
       pictures: float (N, X, Y, Z, 1) in [0, 1]; their middle axial slices
         stand for the points.
     """
-    if not self._folder:
-      return
-    config = projector.ProjectorConfig()
-    # Not a checkpoint: the projector would list all that is in it.
-    embedding = config.embeddings.add(
-      tensor_name='embedding',
-      tensor_path=_EMBEDDINGS,
-      metadata_path=_WORDS,
-      tensor_shape=embeddings.shape,
-    )
-    folder = os.path.join(self._folder, _PROJECTOR)
-    new = folder + '.tmp'
-    shutil.rmtree(new, ignore_errors=True)
-    os.makedirs(new)
-    np.savetxt(
-      os.path.join(new, _EMBEDDINGS), embeddings, fmt='%.7g', delimiter='\t'
-    )
-    # One column has no header; a tab would make it two.
-    lines = ''.join(' '.join(word.split()) + '\n' for word in words)
-    with open(os.path.join(new, _WORDS), 'w', encoding='utf-8') as file:
-      file.write(lines)
-    if pictures is not None:
-      embedding.sprite.image_path = _SPRITE
-      embedding.sprite.single_image_dim.extend(pictures.shape[1:3])
-      Image.fromarray(tile_slices(pictures)).save(os.path.join(new, _SPRITE))
-    projector.visualize_embeddings(new, config)
-    os.makedirs(folder, exist_ok=True)
-    # The configuration last: it names the others.
-    for name in sorted(
-      os.listdir(new), key=projector_names.PROJECTOR_FILENAME.__eq__
-    ):
-      os.replace(os.path.join(new, name), os.path.join(folder, name))
-    os.rmdir(new)
+    if self._folder:
+      # One column has no header.
+      folder = os.path.join(self._folder, _PROJECTOR)
+      write_projector(folder, embeddings, [[word] for word in words], pictures)
 
   @contextlib.contextmanager
   def _events(self, step):
@@ -159,6 +130,57 @@ class Reports:
     except tf.errors.OpError as error:
       # As of any other file; a full disk is not a device without memory.
       raise OSError(' '.join(error.message.split())) from error
+
+
+def write_projector(
+  folder: str,
+  embeddings: np.ndarray,
+  rows: Sequence[Sequence[object]],
+  pictures: np.ndarray | None = None,
+) -> None:
+  """Writes the files of an embedding projector; replaces what was there.
+
+  Args:
+    folder: what `tensorboard --logdir` is given, or where TensorBoard looks
+      beside the events of a run; made where there is none.
+    embeddings: float (N, D).
+    rows: what is known of the N examples. One column has no header, several
+      have: one row more, the first.
+    pictures: float (N, X, Y, Z, 1) in [0, 1]; their middle axial slices stand
+      for the points.
+
+  Raises OSError where it cannot write.
+  """
+  config = projector.ProjectorConfig()
+  # Not a checkpoint: the projector would list all that is in it.
+  embedding = config.embeddings.add(
+    tensor_name='embedding',
+    tensor_path=_EMBEDDINGS,
+    metadata_path=_WORDS,
+    tensor_shape=embeddings.shape,
+  )
+  new = folder.rstrip(os.sep) + '.tmp'
+  shutil.rmtree(new, ignore_errors=True)
+  os.makedirs(new)
+  np.savetxt(
+    os.path.join(new, _EMBEDDINGS), embeddings, fmt='%.7g', delimiter='\t'
+  )
+  with open(os.path.join(new, _WORDS), 'w', encoding='utf-8') as file:
+    for row in rows:
+      # A tab would begin another column.
+      file.write('\t'.join(' '.join(str(one).split()) for one in row) + '\n')
+  if pictures is not None:
+    embedding.sprite.image_path = _SPRITE
+    embedding.sprite.single_image_dim.extend(pictures.shape[1:3])
+    Image.fromarray(tile_slices(pictures)).save(os.path.join(new, _SPRITE))
+  projector.visualize_embeddings(new, config)
+  os.makedirs(folder, exist_ok=True)
+  # The configuration last: it names the others.
+  for name in sorted(
+    os.listdir(new), key=projector_names.PROJECTOR_FILENAME.__eq__
+  ):
+    os.replace(os.path.join(new, name), os.path.join(folder, name))
+  os.rmdir(new)
 
 
 def read_history(workdir: str) -> list[dict[str, float]]:
