@@ -245,6 +245,35 @@ def list_scans(folder: str) -> list[str]:
   return found
 
 
+def count_places(folder: str, scan_id: str) -> int:
+  """Returns the number of cubes of a scan that is finished.
+
+  Raises:
+    UserError: its file is damaged.
+  """
+  _, path = _paths(folder, scan_id)
+  return _read(path, SCAN_SCHEMA)['cubes'][0].as_py()
+
+
+def find_paths(scans: str, scan_ids: Sequence[str]) -> dict[str, str]:
+  """Finds the scans that were embedded; returns their paths by id.
+
+  Args:
+    scans: folder in LUNA16's layout, or with train/ and validation/.
+    scan_ids: the scans wanted.
+
+  Raises:
+    UserError: one is missing.
+  """
+  paths = {one.scan_id: one.path for one in luna16.find_scans(scans)}
+  if missing := sorted(set(scan_ids) - set(paths)):
+    raise errors.UserError(
+      f'--scans {scans} lacks {len(missing)} scans of the embeddings, first'
+      f' {missing[0]}; give the folder that was embedded'
+    )
+  return {scan_id: paths[scan_id] for scan_id in scan_ids}
+
+
 def read_scan(folder: str, scan_id: str) -> EmbeddedScan:
   """Reads the embeddings of a scan.
 

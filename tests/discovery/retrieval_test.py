@@ -1,0 +1,60 @@
+"""Retrieval of places against loops over all of them."""
+
+import numpy as np
+import pytest
+
+from transvw_tf2.discovery import retrieval
+
+
+def test_the_nearest_are_those_of_a_loop():
+  rng = np.random.default_rng(0)
+  queries = rng.normal(size=(7, 5)).astype(np.float32)
+  candidates = rng.normal(size=(20, 5)).astype(np.float32)
+  rows, cosines = retrieval.find_nearest(queries, candidates, 3)
+  assert rows.shape == cosines.shape == (7, 3)
+  for query, found, similar in zip(queries, rows, cosines, strict=True):
+    every = [
+      query @ one / np.linalg.norm(query) / np.linalg.norm(one)
+      for one in candidates
+    ]
+    want = sorted(range(20), key=lambda row, every=every: -every[row])[:3]
+    assert found.tolist() == want
+    np.testing.assert_allclose(similar, np.array(every)[want], atol=1e-5)
+
+
+def test_no_more_than_there_are_and_nothing_is_like_zeros():
+  candidates = np.array([[0, 0], [2, 0], [-1, 0]], np.float32)
+  rows, cosines = retrieval.find_nearest(candidates[1:2], candidates, 9)
+  assert rows.tolist() == [[1, 0, 2]]
+  np.testing.assert_allclose(cosines, [[1, 0, -1]], atol=1e-6)
+
+
+def test_cosines_of_pixels_are_correlations_of_blocks():
+  rng = np.random.default_rng(1)
+  # One voxel beyond the last whole block in x, less than a block in z.
+  cubes = rng.integers(-1500, 1500, (2, 9, 8, 3)).astype(np.int16)
+  rows = retrieval.describe_pixels(cubes)
+  assert (rows.shape, rows.dtype) == ((2, 4), np.float32)
+  means = []
+  for cube in np.clip(cubes.astype(float), -1000, 1000):
+    means.append(
+      [cube[x : x + 4, y : y + 4].mean() for x in (0, 4) for y in (0, 4)]
+    )
+  want = np.corrcoef(means)[0, 1]
+  _, cosines = retrieval.find_nearest(rows[:1], rows[1:], 1)
+  assert cosines[0, 0] == pytest.approx(want, abs=1e-4)
+
+
+def test_choices_are_scored_by_hand():
+  wanted = np.array([[0.0, 0, 0], [10, 0, 0], [99, 0, 0]])
+  places = np.array([[0.0, 3, 4], [10, 0, 0]])
+  found = retrieval.score_choices(
+    wanted,
+    places,
+    {'good': np.array([0, 1, 1]), 'bad': np.array([1, 0, 0])},
+    radius=5.0,
+  )
+  # Right: place 0 for the first query (5 mm), place 1 for the second.
+  assert found == pytest.approx(
+    {'good': 2 / 3, 'bad': 0, 'random': 2 / 6, 'best possible': 2 / 3}
+  )

@@ -1,0 +1,391 @@
+r"""Finds places in other patients that look like a place in a scan.
+
+  python tools/find_similar.py --embeddings EMBEDDINGS --scan SCAN_ID \
+      --world=-60,-20,110 --scans LUNA16 --output similar.png
+
+takes the cube whose middle is nearest to the place and prints the cubes of
+other patients whose embeddings are most like its own (cosine); with --scans it
+draws them as well. EMBEDDINGS is what `beam_jobs.embed_scans` wrote. Choose its
+--stride for the precision that is wanted: the next cube lies up to half the
+diagonal of a step away. 16,16,8 takes 4 x 4 x 4 times the work of cubes side by
+side.
+
+  python tools/find_similar.py --embeddings EMBEDDINGS --scans PHANTOM \
+      --measure --output pairs.csv
+
+tells, for each pair of patients that tools/make_phantom.py made, how often the
+most similar place truly is the same one: within --radius mm in the anatomy that
+both were bent from. Beside it stand the pixels of the cubes, shrunk and
+compared by normalised correlation; the same voxels; a random place; and the
+best that this grid of cubes allows.
+"""
+
+from collections.abc import Sequence
+import itertools
+import os
+
+from absl import flags
+import matplotlib.figure
+import numpy as np
+import pandas as pd
+from scipy import spatial
+
+from beam_jobs import embedding_files
+from transvw_tf2 import errors
+from transvw_tf2 import mains
+from transvw_tf2 import output_file
+from transvw_tf2.discovery import retrieval
+from transvw_tf2.scans import phantom
+from transvw_tf2.scans import reader
+from transvw_tf2.serving import embed
+
+_EMBEDDINGS = flags.DEFINE_string(
+  'embeddings', None, 'Folder that embed_scans wrote.', required=True
+)
+_SCANS = flags.DEFINE_string(
+  'scans', None, 'Folder of the scans, for a picture or --measure.'
+)
+_SCAN = flags.DEFINE_string('scan', None, 'Id of the scan of the place.')
+_VOXEL = flags.DEFINE_list('voxel', None, 'The place, voxel x,y,z.')
+_WORLD = flags.DEFINE_list('world', None, 'The place, world x,y,z in mm (LPS).')
+_COUNT = flags.DEFINE_integer('count', 5, 'Places to find.', lower_bound=1)
+_PER_PATIENT = flags.DEFINE_integer(
+  'per_patient', 1, 'Most places of one patient.', lower_bound=1
+)
+_MEASURE = flags.DEFINE_boolean(
+  'measure', False, 'Measure on patients whose anatomy is known.'
+)
+_RADIUS = flags.DEFINE_float(
+  'radius', 15.0, 'Within so many mm a place is the same.', lower_bound=0.0
+)
+_OUTPUT = flags.DEFINE_string(
+  'output', None, 'Picture (.png) to write, or table (.csv) of --measure.'
+)
+
+_EMBEDDING, _PIXELS, _SAME_VOXELS = 'embedding', 'pixels', 'same voxels'
+# HU shown as black and white.
+_WINDOW = (-1000, 400)
+_BATCH = 64
+
+
+def find_cube(
+  scan: embedding_files.EmbeddedScan, world: Sequence[float]
+) -> int:
+  """Returns the row of the cube whose middle is nearest to a place.
+
+  Args:
+    scan: where the place is.
+    world: mm (LPS).
+
+  Raises:
+    UserError: the place is not in the scan.
+  """
+  voxel = scan.geometry.world_to_voxel(world)
+  last = np.array(scan.geometry.size) - 1
+  if not ((voxel >= -0.5) & (voxel <= last + 0.5)).all():
+    raise errors.UserError(
+      f'place is voxel {_text(voxel)} of {scan.scan_id}, wanted 0,0,0 to'
+      f' {_text(last)}: change --voxel or --world'
+    )
+  distances = np.linalg.norm(scan.middles - np.asarray(world), axis=1)
+  return int(distances.argmin())
+
+
+def find_similar(
+  folder: str,
+  query: embedding_files.EmbeddedScan,
+  row: int,
+  count: int,
+  per_patient: int = 1,
+) -> pd.DataFrame:
+  """Finds the places of other patients that are most like a cube.
+
+  Reads the embeddings of one scan after the other. Each scan counts as a
+  patient.
+
+  Args:
+    folder: of the embeddings.
+    query: the scan of the cube.
+    row: of the cube.
+    count: places wanted.
+    per_patient: most places of one patient.
+
+  Returns:
+    A row per place: `rank` (0 is the cube itself), `scan_id`, its corner `x`,
+    `y`, `z` (voxels), its middle `world_x`, `world_y`, `world_z` (mm) and
+    `cosine`. Fewer than `count` where there are too few patients.
+
+  Raises:
+    UserError: there is no other patient, or a file is damaged.
+  """
+  found = []
+  for scan_id in embedding_files.list_scans(folder):
+    if scan_id == query.scan_id:
+      continue
+    scan = embedding_files.read_scan(folder, scan_id)
+    (rows,), (cosines,) = retrieval.find_nearest(
+      query.embeddings[[row]], scan.embeddings, per_patient
+    )
+    found += [
+      _make_row(scan, one, cosine)
+      for one, cosine in zip(rows, cosines, strict=True)
+    ]
+  if not found:
+    raise errors.UserError(
+      f'{folder} holds no patient but {query.scan_id}: embed more scans'
+    )
+  # Rounded, so that what ties does not hang on the last bit.
+  found.sort(key=lambda one: (-round(one['cosine'], 6), one['scan_id']))
+  table = pd.DataFrame([_make_row(query, row, 1.0), *found[:count]])
+  table.insert(0, 'rank', range(len(table)))
+  return table
+
+
+def _make_row(scan, row, cosine) -> dict:
+  return {
+    'scan_id': scan.scan_id,
+    **dict(zip('xyz', scan.places[row].tolist(), strict=True)),
+    **{
+      f'world_{axis}': round(float(one), 1)
+      for axis, one in zip('xyz', scan.middles[row], strict=True)
+    },
+    'cosine': float(cosine),
+  }
+
+
+def draw_cubes(
+  table: pd.DataFrame, scans: str, cube_shape: Sequence[int]
+) -> matplotlib.figure.Figure:
+  """Draws the places of `find_similar`, a row each, in three planes.
+
+  The middle axial, coronal and sagittal plane in true proportions; the front
+  is up in the first, the head in the others.
+
+  Args:
+    table: of `find_similar`.
+    scans: folder of the scans.
+    cube_shape: voxels of a cube along x, y and z.
+
+  Raises:
+    UserError: a scan is not in the folder.
+    reader.ScanError: a scan cannot be read.
+  """
+  paths = embedding_files.find_paths(scans, table['scan_id'])
+  figure = matplotlib.figure.Figure(
+    figsize=(7, 2.1 * len(table)), layout='constrained'
+  )
+  axes = figure.subplots(len(table), 3, squeeze=False)
+  for line, place in zip(axes, table.itertuples(), strict=True):
+    scan = reader.read_scan(paths[place.scan_id], cube_shape=cube_shape)
+    corner = (place.x, place.y, place.z)
+    (cube,) = next(
+      embed.cut_batches(scan.hu, np.array([corner]), cube_shape, 1)
+    )
+    for ax, (plane, sides) in zip(
+      line, _planes(cube, scan.geometry.spacing), strict=True
+    ):
+      ax.imshow(
+        plane,
+        cmap='gray',
+        vmin=_WINDOW[0],
+        vmax=_WINDOW[1],
+        extent=(0, sides[0], sides[1], 0),  # mm
+      )
+      ax.set_xticks([])
+      ax.set_yticks([])
+    title = 'query' if place.rank == 0 else f'cosine {place.cosine:.3f}'
+    line[0].set_ylabel(f'{title}\n{_text(corner)}', fontsize=8)
+    line[1].set_title(place.scan_id, fontsize=6)
+  return figure
+
+
+def _planes(cube, spacing):
+  """Gives (plane, (width, height) in mm) of the three planes."""
+  x, y, z = (side // 2 for side in cube.shape)
+  width, depth, height = np.multiply(cube.shape, spacing).tolist()
+  return (
+    (cube[:, :, z].T, (width, depth)),
+    (cube[:, y, ::-1].T, (width, height)),
+    (cube[x, :, ::-1].T, (depth, height)),
+  )
+
+
+def measure(folder: str, scans: str, radius: float) -> pd.DataFrame:
+  """Measures how often the most similar place is the same one.
+
+  All cubes of a patient are looked for in each other patient.
+
+  Args:
+    folder: of the embeddings.
+    scans: folder that tools/make_phantom.py made.
+    radius: mm of the anatomy within which a place is the same.
+
+  Returns:
+    A row per ordered pair of patients: `query`, `patient`, `places` (cubes
+    looked for) and, by method, the share of them that was found, see
+    `retrieval.score_choices`.
+
+  Raises:
+    UserError: the anatomy is not known, or there are less than two patients.
+    reader.ScanError: a scan cannot be read.
+  """
+  truths = phantom.load_truth(scans)
+  scan_ids = embedding_files.list_scans(folder)
+  paths = embedding_files.find_paths(scans, scan_ids)
+  if len(scan_ids) < 2:
+    raise errors.UserError(
+      f'{folder} holds {len(scan_ids)} patient, wanted 2 or more: embed more'
+      ' scans'
+    )
+  cube_shape = embedding_files.read_settings(folder).cube_shape
+  known = {}
+  for scan_id in scan_ids:
+    one = embedding_files.read_scan(folder, scan_id)
+    middles = embedding_files.middle_voxels(one.places, cube_shape)
+    pixels = _describe_pixels(paths[scan_id], one.places, cube_shape)
+    anatomy = truths[scan_id].template_coordinates(middles)
+    known[scan_id] = one, pixels, anatomy
+  rows = []
+  for query, patient in itertools.permutations(scan_ids, 2):
+    shares = _score_pair(known[query], known[patient], radius)
+    places = len(known[query][-1])
+    rows.append(
+      {'query': query, 'patient': patient, 'places': places, **shares}
+    )
+  return pd.DataFrame(rows)
+
+
+def _describe_pixels(path, places, cube_shape) -> np.ndarray:
+  hu = reader.read_scan(path, cube_shape=cube_shape).hu
+  return np.concatenate(
+    [
+      retrieval.describe_pixels(cubes)
+      for cubes in embed.cut_batches(hu, places, cube_shape, _BATCH)
+    ]
+  )
+
+
+def _score_pair(query, patient, radius) -> dict[str, float]:
+  one, pixels, wanted = query
+  other, other_pixels, places = patient
+  choices = {
+    method: retrieval.find_nearest(rows, candidates, 1)[0][:, 0]
+    for method, rows, candidates in (
+      (_EMBEDDING, one.embeddings, other.embeddings),
+      (_PIXELS, pixels, other_pixels),
+    )
+  }
+  _, choices[_SAME_VOXELS] = spatial.KDTree(other.places).query(one.places)
+  return retrieval.score_choices(wanted, places, choices, radius)
+
+
+def summarise(pairs: pd.DataFrame) -> pd.DataFrame:
+  """Sums up the table of `measure`.
+
+  Args:
+    pairs: of `measure`.
+
+  Returns:
+    A row per method: `found`, its share of all places looked for, and
+    `standard_error`, over the patients that they were looked for from.
+  """
+  methods = list(pairs.columns[3:])
+  weighted = pairs[methods].mul(pairs['places'], axis=0)
+  by_query = (
+    weighted.groupby(pairs['query'])
+    .sum()
+    .div(pairs.groupby('query')['places'].sum(), axis=0)
+  )
+  return pd.DataFrame(
+    {
+      'found': weighted.sum() / pairs['places'].sum(),
+      'standard_error': by_query.sem(),
+    }
+  )
+
+
+def _text(numbers) -> str:
+  return ','.join(f'{one:g}' for one in np.round(numbers, 1).tolist())
+
+
+def _parse_place(scan: embedding_files.EmbeddedScan) -> np.ndarray:
+  """Returns the place that the flags tell, world mm."""
+  given = [one for one in (_VOXEL, _WORLD) if one.value is not None]
+  if len(given) != 1:
+    raise errors.UserError(
+      f'{len(given)} of --voxel and --world are given, wanted one of them'
+    )
+  (flag,) = given
+  try:
+    place = [float(one) for one in flag.value]
+  except ValueError:
+    place = []
+  if len(place) != 3 or not np.isfinite(place).all():
+    raise errors.UserError(
+      f'--{flag.name} is {",".join(flag.value)!r}, wanted x,y,z such as'
+      ' 90,80,40'
+    )
+  return scan.geometry.voxel_to_world(place) if flag is _VOXEL else place
+
+
+def _check_flags() -> None:
+  """Raises UserError for flags that do not go together."""
+  if _MEASURE.value:
+    needed = [_SCANS]
+  else:
+    needed = [_SCAN, *([_SCANS] if _OUTPUT.value else [])]
+  for flag in needed:
+    if flag.value is None:
+      raise errors.UserError(
+        f'--{flag.name} is missing: it is needed'
+        + (' for --measure' if _MEASURE.value else ' to show similar places')
+      )
+  if _OUTPUT.value:
+    wanted = '.csv' if _MEASURE.value else '.png'
+    if os.path.splitext(_OUTPUT.value)[1] != wanted:
+      raise errors.UserError(
+        f'--output is {_OUTPUT.value}, wanted a file that ends in {wanted}'
+      )
+
+
+def _show_pairs() -> None:
+  pairs = measure(_EMBEDDINGS.value, _SCANS.value, _RADIUS.value)
+  if _OUTPUT.value:
+    with output_file.replacing(_OUTPUT.value) as path:
+      pairs.to_csv(path, index=False)
+  percent = '{:.1%}'.format
+  print(pairs.to_string(index=False, float_format=percent))
+  print(
+    f'found within {_RADIUS.value:g} mm, {pairs["places"].sum()} places in'
+    f' {len(pairs)} pairs of patients:'
+  )
+  print(summarise(pairs).to_string(float_format=percent))
+
+
+def _show_similar() -> None:
+  folder = _EMBEDDINGS.value
+  settings = embedding_files.read_settings(folder)
+  scan = embedding_files.read_scan(folder, _SCAN.value)
+  world = _parse_place(scan)
+  row = find_cube(scan, world)
+  off = np.linalg.norm(scan.middles[row] - world)
+  table = find_similar(folder, scan, row, _COUNT.value, _PER_PATIENT.value)
+  if _OUTPUT.value:
+    figure = draw_cubes(table, _SCANS.value, settings.cube_shape)
+    with output_file.replacing(_OUTPUT.value) as path:
+      figure.savefig(path, format='png', dpi=100)
+  print(f'the middle of the nearest cube is {off:.1f} mm away from the place')
+  print(table.to_string(index=False, float_format='{:.4g}'.format))
+
+
+def main(argv):
+  del argv
+  _check_flags()
+  if _MEASURE.value:
+    _show_pairs()
+  else:
+    _show_similar()
+
+
+if __name__ == '__main__':
+  mains.run(main)

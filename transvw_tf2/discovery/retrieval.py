@@ -1,0 +1,96 @@
+"""Finds places of other patients that look alike, and tells whether they are.
+
+Cubes are rows of numbers here: embeddings of an encoder, or their own pixels.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+from scipy.spatial import distance
+from sklearn import neighbors
+
+from transvw_tf2 import schema
+
+# Pixels are compared by their means over 4x4x4 voxels.
+_BLOCK = 4
+
+RANDOM = 'random'
+BEST_POSSIBLE = 'best possible'
+
+
+def find_nearest(
+  queries: np.ndarray, candidates: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Finds the candidates that are most similar to each query.
+
+  Args:
+    queries: float32 (Q, D).
+    candidates: float32 (N, D).
+    count: how many are wanted.
+
+  Returns:
+    int64 (Q, k), rows of `candidates` from the most similar on, and float
+    (Q, k), their cosine similarity; k is `count`, or N where that is less. A
+    row of zeros is similar to nothing: 0.
+  """
+  search = neighbors.NearestNeighbors(
+    n_neighbors=min(count, len(candidates)), metric='cosine', algorithm='brute'
+  )
+  distances, rows = search.fit(candidates).kneighbors(queries)
+  return rows, 1 - distances
+
+
+def describe_pixels(cubes: np.ndarray) -> np.ndarray:
+  """Shrinks cubes to rows whose cosine is their normalised correlation.
+
+  Args:
+    cubes: int16 (N, X, Y, Z), HU.
+
+  Returns:
+    float32 (N, D): means over blocks of 4 x 4 x 4 voxels, those beyond the
+    last whole block left out, less the mean of all of a cube.
+  """
+  blocks = [min(_BLOCK, side) for side in cubes.shape[1:]]
+  counts = [
+    side // block for side, block in zip(cubes.shape[1:], blocks, strict=True)
+  ]
+  x, y, z = (count * block for count, block in zip(counts, blocks, strict=True))
+  hu = cubes[:, :x, :y, :z].clip(schema.HU_MIN, schema.HU_MAX)
+  hu = hu.reshape(
+    len(hu),
+    *(part for pair in zip(counts, blocks, strict=True) for part in pair),
+  )
+  rows = hu.mean(axis=(2, 4, 6), dtype=np.float32).reshape(len(hu), -1)
+  return rows - rows.mean(axis=1, keepdims=True)
+
+
+def score_choices(
+  wanted: np.ndarray,
+  places: np.ndarray,
+  choices: Mapping[str, np.ndarray],
+  radius: float,
+) -> dict[str, float]:
+  """Tells how often the places chosen in a patient are the right ones.
+
+  Args:
+    wanted: float64 (Q, 3), where the queries lie in the original that both
+      patients were bent from, mm.
+    places: float64 (N, 3), where the places of the other patient lie there.
+    choices: by method, int (Q,), the place chosen for each query.
+    radius: mm within which a place is right.
+
+  Returns:
+    By method, the share of queries whose place is right; for `RANDOM` what any
+    place gives on average; for `BEST_POSSIBLE` the share of queries for which
+    there is a right place at all.
+  """
+  right = distance.cdist(wanted, places) <= radius
+  rows = np.arange(len(wanted))
+  return {
+    **{
+      method: float(right[rows, chosen].mean())
+      for method, chosen in choices.items()
+    },
+    RANDOM: float(right.mean()),
+    BEST_POSSIBLE: float(right.any(axis=1).mean()),
+  }
