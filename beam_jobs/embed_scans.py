@@ -11,7 +11,8 @@ The same command again goes on where it was cut off: a scan whose files are
 there is not read again. One run at a time may write to a folder. All that is
 not a flag of this job is handed to Beam as an option.
 Cost: about 0.2 s a cube on 2 CPU cores, 1 to 2 minutes for 512x512x250 without
-overlap, of which two processes on the same cores save little; 2 kB a cube.
+overlap; 2 kB of disk a cube. A scan that was replaced is not noticed: remove
+its two files to embed it anew.
 """
 
 from collections.abc import Sequence

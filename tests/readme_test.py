@@ -67,8 +67,12 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('TARGETS', 'CANDIDATES', 'NODULES', 'REPORT'),
       *('MY_SCANS', 'MY_DATA', 'MY_REPORT'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
+      *('EMBEDDINGS', 'SIMILAR.png', 'PROJECTOR'),
+      *('KNOWN_SCANS', 'KNOWN', 'PAIRS.csv'),
     )
-  } | {'SCAN.mhd': luna16.find_scans(str(scans))[0].path}
+  }
+  first = luna16.find_scans(str(scans))[0]
+  words |= {'SCAN.mhd': first.path, 'SCAN_ID': first.scan_id}
   published_files.write_h5(
     words['TransVW_chest_ct.h5'], published_files.draw('y_net')
   )

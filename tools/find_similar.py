@@ -325,7 +325,9 @@ def _parse_place(scan: embedding_files.EmbeddedScan) -> np.ndarray:
       f'--{flag.name} is {",".join(flag.value)!r}, wanted x,y,z such as'
       ' 90,80,40'
     )
-  return scan.geometry.voxel_to_world(place) if flag is _VOXEL else place
+  return (
+    scan.geometry.voxel_to_world(place) if flag is _VOXEL else np.array(place)
+  )
 
 
 def _check_flags() -> None:
