@@ -221,15 +221,21 @@ def _run_all(
   plan, missing, processes
 ) -> Iterator[tuple[runs_lib.Run, dict[str, object]]]:
   """Yields runs with their rows, as they are done."""
-  if not missing:
-    return
+  # Not max_tasks_per_child: with it the pool of Python 3.11 hangs once all its
+  # processes have had their share.
+  together = processes * _RUNS_OF_A_PROCESS
+  for start in range(0, len(missing), together):
+    yield from _run_some(plan, missing[start : start + together], processes)
+
+
+def _run_some(plan, missing, processes):
+  """Does what `_run_all` does, in new processes."""
   pool = futures.ProcessPoolExecutor(
-    min(processes, len(missing)),
+    processes,
     # TensorFlow does not survive a fork.
     mp_context=multiprocessing.get_context('spawn'),
     initializer=runs_lib.begin_process,
     initargs=(os.getpid(), processes),
-    max_tasks_per_child=_RUNS_OF_A_PROCESS,
   )
   try:
     runs = {

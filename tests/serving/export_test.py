@@ -210,6 +210,18 @@ def test_mixed_precision_gives_float32(tmp_path):
   assert np.ptp(embedding) > 0
 
 
+def test_the_same_network_makes_the_same_model(model, exported, tmp_path):
+  path = str(tmp_path / 'model')
+  export.export_encoder(
+    model, path, {'epoch': 7}, cube_shape=_CUBE, words=['a', 'b', 'c']
+  )
+  one, other = (
+    tf.saved_model.experimental.read_fingerprint(folder).singleprint()
+    for folder in (exported, path)
+  )
+  assert one == other
+
+
 def test_refuses_an_existing_output(model, exported):
   before = os.stat(os.path.join(exported, 'saved_model.pb')).st_mtime_ns
   with pytest.raises(errors.UserError, match=r'exists.*--overwrite'):

@@ -82,11 +82,12 @@ def test_the_command_trains_measures_and_goes_on(data_dir, tmp_path):
 
 
 @pytest.fixture(name='study')
-def _study_in_process(import_main, data_dir, tmp_path):
+def _study_in_process(import_main, data_dir, tmp_path, monkeypatch):
   """Calls the main with flags, as parsed."""
   module = import_main('tools.transfer_study')
 
-  def run(**flags):
+  def run(runs_of_a_process=12, **flags):
+    monkeypatch.setattr(module, '_RUNS_OF_A_PROCESS', runs_of_a_process)
     flags = {
       'data': [f'boxes={data_dir}'],
       'output': str(tmp_path / 'study'),
@@ -139,6 +140,13 @@ def test_a_run_that_fails_is_named(study, tmp_path):
   text = r'boxes, both, 50 % of the labels, seed 1: .*no model\.json in workdir'
   with pytest.raises(errors.UserError, match=text):
     study(init=[f'both={tmp_path / "empty"}'])
+
+
+@pytest.mark.long
+def test_processes_that_had_their_share_are_replaced(study, tmp_path):
+  study(seeds=3, runs_of_a_process=1)
+  rows = tables.read_rows(str(tmp_path / 'study' / 'rows.csv'))
+  assert list(rows['seed']) == [1, 2, 3]
 
 
 @pytest.mark.long

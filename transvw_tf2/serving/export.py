@@ -262,10 +262,11 @@ def _export(model, output, volumes, shape, heads, described, overwrite):
   _check_heads(model, shape, heads)
   if not model.built:
     model.build((None, *shape, 1))
-  functions = make_functions(_fold_copy(model), shape, volumes, heads)
+  folded = _fold_copy(model)
+  functions = make_functions(folded, shape, volumes, heads)
   module = tf.Module()
   # What is tracked is written: of the network only what the signatures read.
-  module.weights = _read_variables(functions)
+  module.weights = _read_variables(folded, functions)
   metadata = {
     'format_version': signatures.METADATA_VERSION,
     'axes': ['x', 'y', 'z'],
@@ -316,13 +317,15 @@ def _fold_copy(model):
   return copy
 
 
-def _read_variables(functions):
-  """Returns each variable that any of the functions reads, once."""
-  found = {}
-  for function in functions.values():
-    for variable in function.get_concrete_function().graph.variables:
-      found[variable.ref()] = variable
-  return list(found.values())
+def _read_variables(model, functions):
+  """Returns the variables of a network that any of the functions reads."""
+  read = {
+    variable.ref()
+    for function in functions.values()
+    # In another order each time.
+    for variable in function.get_concrete_function().graph.variables
+  }
+  return [one.value for one in model.weights if one.value.ref() in read]
 
 
 def _describe_function(function):
