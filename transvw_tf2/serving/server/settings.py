@@ -1,0 +1,62 @@
+"""What can be set about a server; transvw_tf2.serve makes a flag of each."""
+
+import dataclasses
+
+from transvw_tf2 import errors
+
+MIB = 1 << 20
+
+
+def _setting(default, text: str, least=None):
+  metadata = {'help': text, 'least': least}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+  """Settings of a server, each explained where it is defined.
+
+  Raises:
+    errors.UserError: a number is too small, or the key no key.
+  """
+
+  model: str = _setting(None, 'Folder that transvw_tf2.export wrote.')
+  name: str = _setting('transvw', 'Name of the model in the paths.')
+  host: str = _setting(
+    '127.0.0.1', 'Address to listen on; 0.0.0.0 lets other machines in.'
+  )
+  port: int = _setting(8501, 'Port of REST; 0 takes a free one.', 0)
+  grpc: bool = _setting(True, 'Whether gRPC is served as well.')
+  grpc_port: int = _setting(8500, 'Port of gRPC; 0 takes a free one.', 0)
+  api_key: str = _setting(
+    None,
+    'Key that clients must send; $TRANSVW_API_KEY by default, for flags can be '
+    'seen by other users of a machine.',
+  )
+  max_batch: int = _setting(8, 'Items that a call of the model takes.', 1)
+  max_wait_ms: float = _setting(5.0, 'Longest wait for a batch to fill.', 0)
+  max_queue: int = _setting(64, 'Items that may wait for the model.', 1)
+  max_scans: int = _setting(2, 'Scans that are worked on at once.', 1)
+  max_request_mb: int = _setting(64, 'Largest request, MiB.', 1)
+  max_scan_mb: int = _setting(512, 'Largest file of a scan, MiB.', 1)
+  max_unpacked_mb: int = _setting(
+    1024, 'Largest scan once unpacked, MiB; it may have a voxel per 4 bytes.', 1
+  )
+  timeout_s: float = _setting(60.0, 'Time limit of a request.', 0.1)
+  scan_timeout_s: float = _setting(900.0, 'Time limit of a scan.', 0.1)
+  grace_s: float = _setting(
+    30.0, 'Time for requests to finish after SIGTERM.', 0
+  )
+
+  def __post_init__(self):
+    for field in dataclasses.fields(self):
+      value, least = getattr(self, field.name), field.metadata['least']
+      if least is not None and not value >= least:
+        raise errors.UserError(
+          f'{field.name} is {value}, wanted at least {least}: change '
+          f'--{field.name}'
+        )
+    if self.api_key is not None and not self.api_key.strip():
+      raise errors.UserError(
+        'api_key is empty: leave --api_key out or give one'
+      )
