@@ -289,16 +289,23 @@ def _parse(body, start):
 
 def _open_scan(path):
   """Opens what is to be sent; closing it leaves nothing behind."""
-  if not path.endswith('.mhd'):
+  path = os.fspath(path)
+  data = _data_file(path) if path.endswith('.mhd') else 'LOCAL'
+  if data == 'LOCAL':
     return open(path, 'rb')
-  with open(path, encoding='utf-8', errors='replace') as file:
-    fields = dict(
-      line.strip().split(' = ', 1) for line in file if ' = ' in line
-    )
-  data = fields.get('ElementDataFile', '')
-  archive = tempfile.TemporaryFile()  # noqa: SIM115, the caller closes it
-  with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED, True, 1) as packed:
-    packed.write(path, os.path.basename(path))
-    packed.write(os.path.join(os.path.dirname(path), data), data)
-  archive.seek(0)
+  with contextlib.ExitStack() as on_error:
+    archive = on_error.enter_context(tempfile.TemporaryFile())
+    with zipfile.ZipFile(archive, 'w', zipfile.ZIP_DEFLATED, True, 1) as packed:
+      packed.write(path, os.path.basename(path))
+      packed.write(os.path.join(os.path.dirname(path), data), data)
+    on_error.pop_all()
   return archive
+
+
+def _data_file(path):
+  with open(path, encoding='utf-8', errors='replace') as file:
+    fields = {
+      key.strip(): value.strip()
+      for key, _, value in (line.partition('=') for line in file)
+    }
+  return fields.get('ElementDataFile', 'LOCAL')

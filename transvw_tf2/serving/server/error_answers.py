@@ -41,6 +41,7 @@ def add_handlers(app: fastapi.FastAPI) -> None:
   app.add_exception_handler(kserve_errors.InvalidInput, _invalid)
   app.add_exception_handler(kserve_errors.InferenceError, _invalid)
   app.add_exception_handler(kserve_errors.ModelNotFound, _not_found)
+  app.add_exception_handler(NotImplementedError, _not_found)
   app.add_exception_handler(
     fastapi_exceptions.RequestValidationError, _not_valid
   )
@@ -64,7 +65,7 @@ class StatusInterceptor(interceptors.ExceptionToStatusInterceptor):
       ex, (kserve_errors.InvalidInput, kserve_errors.InferenceError)
     ):
       await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(ex))
-    elif isinstance(ex, kserve_errors.ModelNotFound):
+    elif isinstance(ex, (kserve_errors.ModelNotFound, NotImplementedError)):
       await context.abort(grpc.StatusCode.NOT_FOUND, str(ex))
     else:
       logging.error('%s failed', method_name, exc_info=ex)

@@ -58,11 +58,20 @@ def encode(request: InferRequest, name: str, results: list[dict]):
   wanted = request.request_outputs and [
     one.name for one in request.request_outputs
   ]
+  arrays = {
+    output: np.stack([one[output] for one in results])
+    for output in wanted or results[0]
+  }
+  binary = request.use_binary_outputs
+  if request.from_grpc:
+    # KServe's lists hold text alone; one binary output makes all of them so.
+    binary |= any(array.dtype == object for array in arrays.values())
   outputs = []
-  for output in wanted or results[0]:
-    array = np.stack([one[output] for one in results])
+  for output, array in arrays.items():
     kind = numpy_codec.from_np_dtype(array.dtype)
-    outputs.append(InferOutput(output, list(array.shape), kind, array))
+    outputs.append(InferOutput(output, list(array.shape), kind))
+    # Set here, for KServe's to_grpc fails on an output given as an array.
+    outputs[-1].set_data_from_numpy(array, binary_data=bool(binary))
   return InferResponse(
     response_id=str(request.id or uuid.uuid4()),
     model_name=name,
