@@ -2,6 +2,7 @@
 
 import ast
 import os
+import sys
 
 import pytest
 
@@ -35,7 +36,9 @@ _ALLOWED = {
   },
 }
 # Mains may import everything in the package.
-_MAINS = {'__init__', 'mains', 'train', 'export', 'embed', 'evaluate'}
+_MAINS = {
+  *('__init__', 'mains', 'train', 'export', 'embed', 'evaluate', 'serve'),
+}
 _HEAVY = {'tensorflow', 'keras', 'tensorflow_datasets', 'gin'}
 
 
@@ -104,6 +107,12 @@ def test_work_on_scans_needs_no_tensorflow(part):
     if of == part and name[0] in _HEAVY
   ]
   assert not wrong
+
+
+def test_the_client_of_the_server_needs_numpy_alone():
+  path = os.path.join(_ROOT, 'transvw_tf2', 'serving', 'client.py')
+  tops = {name.split('.')[0] for name in _imports(path)}
+  assert not tops - set(sys.stdlib_module_names) - {'numpy'}
 
 
 def test_gin_stays_at_the_boundary():

@@ -41,7 +41,8 @@ def main(argv):
   values = {name: flag.value for name, flag in _FLAGS.items()}
   if values['api_key'] is None:
     values['api_key'] = os.environ.get('TRANSVW_API_KEY')
-  _import_run().serve(settings.Settings(**values))
+  chosen = settings.Settings(**values)  # wrong ones end here, in no time
+  _import_run().serve(chosen)
 
 
 def _import_run():
