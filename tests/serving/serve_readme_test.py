@@ -54,13 +54,11 @@ def test_the_commands(tmp_path):
   reader.write_scan(
     str(tmp_path / 'SCAN.nii.gz'), scan, geometry.Geometry(size)
   )
-  start, curls, python = _blocks()
+  start, curls, python, stub = _blocks()
   assert 'python -m transvw_tf2.serve --model ENCODER --port 8501' in start
   with serve_process.running(tmp_path / 'ENCODER', tmp_path) as server:
     answers = []
     for command in re.split(r'(?<!\\)\n', curls.strip()):
-      if command.startswith('grpcurl'):
-        continue
       command = command.replace('http://127.0.0.1:8501', server.url)
       command = command.replace('HEADER_BYTES', header_bytes)
       done = subprocess.run(
@@ -84,4 +82,6 @@ def test_the_commands(tmp_path):
     code = python.replace('http://127.0.0.1:8501', server.url)
     code = code.replace('SCAN.nii.gz', str(tmp_path / 'SCAN.nii.gz'))
     exec(code.replace('(32, 32, 16)', '(4, 3, 2)'), names)
+    np.testing.assert_allclose(names['vectors'], want, atol=1e-5)
+    exec(stub.replace('127.0.0.1:8500', server.grpc), names := {'cubes': hu})
     np.testing.assert_allclose(names['vectors'], want, atol=1e-5)

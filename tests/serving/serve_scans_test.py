@@ -193,6 +193,16 @@ def test_archives_that_are_damaged(server, tmp_path):
   _refused(server, bytes(content), 400, 'cannot be unpacked')
 
 
+def test_archives_whose_parts_lie_elsewhere(server, tmp_path):
+  content = _zip(_mhd_and_raw(tmp_path))
+  _refused(server, content[:40] + content[60:], 400, 'cannot be unpacked')
+
+
+def test_archives_of_other_methods(server, tmp_path):
+  content = _zip(_mhd_and_raw(tmp_path), zipfile.ZIP_LZMA)
+  _refused(server, content, 400, 'otherwise than by deflate')
+
+
 @pytest.mark.parametrize(
   'line',
   [

@@ -24,6 +24,8 @@ def make(
   limit = settings.max_request_mb * settings_lib.MIB
   keys = [api_keys.ApiKeyInterceptor(settings.api_key)]
   server = aio.server(
+    # Messages are in memory before they are looked at; a few for health.
+    maximum_concurrent_rpcs=settings.max_queue + 16,
     interceptors=[
       *(keys if settings.api_key else ()),
       error_answers.StatusInterceptor(),

@@ -4,6 +4,7 @@ POST /v1/models/NAME:embed_scan?stride=32,32,16 with the file as the body.
 """
 
 import asyncio
+import errno
 import io
 import tempfile
 
@@ -68,6 +69,12 @@ class ScanEndpoint:
         f'the scan took more than {self._settings.scan_timeout_s:g} s: a larger'
         ' stride makes fewer cubes',
         504,
+      ) from error
+    except OSError as error:
+      if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        raise
+      raise request_errors.RequestError(
+        'the server has no room for the scan: try again later', 507
       ) from error
     except requests.ClientDisconnect:
       return fastapi.Response(status_code=499)  # nobody reads it

@@ -1,8 +1,10 @@
 """Reads the scan in a file that a client sent, trusting nothing in it."""
 
+import errno
 import os
 import shutil
 import stat
+import struct
 import tempfile
 from typing import BinaryIO
 import zipfile
@@ -25,6 +27,13 @@ _STARTS = (
 )
 _FORMATS = '.zip (a .mhd and its .raw), .mha, .nii, .nii.gz or .nrrd'
 _HEADERS = ('.mhd', '.mha', '.nhdr', '.nrrd', '.nii', '.nii.gz')
+
+# What zipfile raises for broken, encrypted and unknown archives.
+_BAD_ZIP = (
+  *(zipfile.BadZipFile, zlib.error, struct.error, EOFError, IndexError),
+  *(RuntimeError, NotImplementedError, ValueError, OverflowError),
+)
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 _MOST_FILES = 16
 _LONGEST_NAME = 128
@@ -101,13 +110,16 @@ def _unpack(file, folder, most_bytes):
       for member, name in zip(members, names, strict=True):
         with archive.open(member) as source:
           left = _copy(source, os.path.join(folder, name), left)
-  # What zipfile raises for broken, encrypted and unknown archives.
-  except (
-    *(zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError),
-    NotImplementedError,
-  ) as error:
+  except _BAD_ZIP as error:
     raise request_errors.RequestError(
       f'the .zip cannot be unpacked: {error}'
+    ) from error
+  except OSError as error:
+    # So ends the way to a place before the file, where an archive points to.
+    if error.errno != errno.EINVAL:
+      raise
+    raise request_errors.RequestError(
+      'the .zip cannot be unpacked: its parts lie outside of it'
     ) from error
   headers = [name for name in names if name.endswith(_HEADERS)]
   if len(headers) != 1:
@@ -126,6 +138,10 @@ def _check_members(members, most_bytes):
     )
   if sum(member.file_size for member in members) > most_bytes:
     raise _too_large(most_bytes)
+  if not all(member.compress_type in _METHODS for member in members):
+    raise request_errors.RequestError(
+      'the .zip is compressed otherwise than by deflate, which is wanted'
+    )
   folders, names = set(), []
   for member in members:
     parts = member.filename.split('/')
