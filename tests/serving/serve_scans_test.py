@@ -220,6 +220,13 @@ def test_headers_that_name_other_files(server, tmp_path, line):
     _refused(server, content, 400, 'one file beside the header is wanted')
 
 
+def test_a_header_that_names_no_text(server, tmp_path):
+  (_, header), _ = _mhd_and_raw(tmp_path)
+  _refused(
+    server, header.replace(b'scan.raw', b'\xfc\r\x1b'), 400, 'missing_raw'
+  )
+
+
 def test_a_scan_that_claims_more_than_it_has(server, tmp_path):
   (_, header), raw = _mhd_and_raw(tmp_path)
   for size, status, reason in (
