@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 
 from absl import logging
 import kserve
@@ -182,10 +183,12 @@ def _explain(result):
   """Returns a result; an exception as the RequestError for the client."""
   if isinstance(result, (dict, request_errors.RequestError)):
     return result
-  if isinstance(result, tf.errors.InvalidArgumentError):
-    # Its first line is what an assertion in the graph says.
-    reason = ' '.join(result.message.split())[:300]
-    return request_errors.RequestError(f'the model refuses the item: {reason}')
+  # The rest of the message tells where things lie on this machine.
+  asserted = re.search(r'assertion failed: (.*)', str(result))
+  if isinstance(result, tf.errors.InvalidArgumentError) and asserted:
+    return request_errors.RequestError(
+      f'the model refuses the item: {asserted[1]}'
+    )
   logging.error('the model failed: %s', result)
   return request_errors.RequestError('the model failed: see its log', 500)
 
