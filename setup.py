@@ -68,9 +68,10 @@ setuptools.setup(
     'cuda': ['tensorflow[and-cuda]>=2.19'],
     'serve': ['kserve>=0.15'],
     'torch': ['torch>=2.6'],  # safe loading
-    # dill is what tfds.testing imports.
+    # dill is what tfds.testing imports; kserve is what serve needs.
     'dev': [
       'dill>=0.3.9',
+      'kserve>=0.15',
       'psutil>=5.9',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
