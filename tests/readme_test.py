@@ -68,7 +68,7 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('MY_SCANS', 'MY_DATA', 'MY_REPORT'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
       *('EMBEDDINGS', 'SIMILAR.png', 'PROJECTOR'),
-      *('KNOWN_SCANS', 'KNOWN', 'PAIRS.csv'),
+      *('KNOWN_SCANS', 'KNOWN', 'PAIRS.csv', 'STUDY'),
     )
   }
   first = luna16.find_scans(str(scans))[0]
@@ -102,6 +102,7 @@ def test_the_commands_work_one_after_another(tmp_path):
       block,
     )
     command = command.replace('transvw_tf2.train', f'transvw_tf2.train {tiny}')
+    command = command.replace('transfer_study.py', f'transfer_study.py {tiny}')
     command = command.replace('gpu:0,1', 'cpu:2')
     done = subprocess.run(
       ['bash', '-euc', command],

@@ -20,7 +20,7 @@ fi
 source "$(dirname "$0")/venv.sh"
 
 : "${PATIENTS:=120}"        # to pre-train on
-: "${TARGET_PATIENTS:=80}"  # of the target tasks: 40 train, 16 validation
+: "${TARGET_PATIENTS:=100}"  # of the target tasks: 50 train, 20 validation
 : "${WORDS:=32}"
 : "${PRETRAINING_EPOCHS:=5}"
 : "${CANDIDATE_EPOCHS:=8}"
