@@ -46,7 +46,7 @@ def _build(builder, config, scans, data_dir, *more):
       *more,
     ],
     capture_output=True,
-    text=True,
+    encoding='utf-8',
     cwd=_ROOT,
     stdin=subprocess.DEVNULL,
     check=False,

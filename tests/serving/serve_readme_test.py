@@ -20,7 +20,9 @@ _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(__file__)))
 
 def _blocks():
   with open(os.path.join(_ROOT, 'README.md'), encoding='utf-8') as file:
-    section = file.read().partition('#### Serving')[2].partition('\n### ')[0]
+    section = re.split(r'\n#{3,4} ', file.read().partition('#### Serving')[2])[
+      0
+    ]
   return re.findall(r'```\n(.*?)```', section, re.DOTALL)
 
 

@@ -335,6 +335,7 @@ def test_other_ways_to_the_same_result(
       assert row[name] == pytest.approx(want[name], rel=1e-4), name
 
 
+@tiny_data.needs_amx
 def test_bfloat16_resumes_exactly(tmp_path, strategy, data_dir):
   settings = {'precision': 'bfloat16'}
   _train(tmp_path / 'whole', strategy, data_dir, epochs=2, **settings)

@@ -43,6 +43,7 @@ def _run_steps(dtype, scaled=False, count=3):
   return np.array(losses), model
 
 
+@tiny_data.needs_amx
 def test_bfloat16_is_near_float32_and_keeps_weights_in_float32():
   want, _ = _run_steps('float32')
   found, model = _run_steps('mixed_bfloat16')

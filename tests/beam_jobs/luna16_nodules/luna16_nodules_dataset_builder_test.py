@@ -334,7 +334,8 @@ def _run_tfds(*arguments, cwd):
   return subprocess.run(
     [os.path.join(os.path.dirname(sys.executable), 'tfds'), *arguments],
     capture_output=True,
-    text=True,
+    # Progress bars are drawn in UTF-8, whatever the locale.
+    encoding='utf-8',
     cwd=cwd,
     stdin=subprocess.DEVNULL,
     check=False,
