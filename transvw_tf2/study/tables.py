@@ -15,8 +15,11 @@ from transvw_tf2.study import runs as runs_lib
 # Columns that tell runs apart.
 RUN = [field.name for field in dataclasses.fields(runs_lib.Run)]
 _GROUP = ['task', 'metric', 'fraction', 'init']
-_TYPES = {'task': str, 'init': str, 'fraction': float, 'seed': int}
-_TYPES |= {
+_TYPES = {
+  'task': str,
+  'init': str,
+  'fraction': float,
+  'seed': int,
   'metric': str,
   'value': float,
   'epochs': int,
