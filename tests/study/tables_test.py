@@ -72,3 +72,13 @@ def test_a_table_of_something_else_is_named(tmp_path):
   path.write_text('a,b\n1,2\n')
   with pytest.raises(errors.UserError, match=r'rows\.csv is not the table of'):
     tables.read_rows(str(path))
+
+
+def test_numbers_come_back_to_the_last_bit(tmp_path):
+  rows = study_rows.make_rows(study_rows.VALUES)
+  rows['value'] = np.random.default_rng(0).random(len(rows))
+  path = str(tmp_path / 'rows.csv')
+  tables.write(path, rows)
+  found = tables.read_rows(path)
+  assert list(found['value']) == list(rows['value'])
+  assert list(found['seed']) == list(rows['seed'])

@@ -37,9 +37,8 @@ def read_rows(path: str) -> pd.DataFrame:
   if not os.path.exists(path):
     return pd.DataFrame(columns=list(_TYPES)).astype(_TYPES)
   try:
-    return pd.read_csv(path, float_precision='round_trip')[list(_TYPES)].astype(
-      _TYPES
-    )
+    # As text: some versions of pandas do not read floats to the last bit.
+    return pd.read_csv(path, dtype=str)[list(_TYPES)].astype(_TYPES)
   except (KeyError, ValueError) as error:
     raise errors.UserError(
       f'{path} is not the table of a study ({error}): wanted the columns'
