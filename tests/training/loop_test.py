@@ -335,6 +335,18 @@ def test_other_ways_to_the_same_result(
       assert row[name] == pytest.approx(want[name], rel=1e-4), name
 
 
+def test_trains_on_parts_and_validates_on_whole_cubes(
+  run, tmp_path, strategy, data_dir
+):
+  task = functools.partial(tiny_data.make_task, crop=(8, 8, 8))
+  rows = _train(tmp_path, strategy, data_dir, epochs=3, task=task)
+  assert rows[-1]['train/loss'] < rows[0]['train/loss']
+  # The noise of whole validation cubes is that of the run without crop.
+  name = 'validation/perturbed_mse'
+  assert rows[0][name] == pytest.approx(run[1][0][name], rel=1e-5)
+  assert rows[0]['train/perturbed_mse'] != run[1][0]['train/perturbed_mse']
+
+
 @tiny_data.needs_amx
 def test_bfloat16_resumes_exactly(tmp_path, strategy, data_dir):
   settings = {'precision': 'bfloat16'}

@@ -294,7 +294,7 @@ def test_refuses_to_freeze_what_is_not_there_and_all():
 
 
 def test_inputs_in_pipeline_is_refused(data_dir, tmp_path):
-  with pytest.raises(errors.UserError, match='perturbs nothing'):
+  with pytest.raises(errors.UserError, match='changes cubes within the step'):
     _train(
       tmp_path / 'w', data_dir, task=_classification, inputs_in_pipeline=True
     )

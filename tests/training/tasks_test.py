@@ -67,3 +67,33 @@ def test_refuses_weights(weights):
 def test_settings_of_the_perturbation_are_checked():
   with pytest.raises(errors.UserError, match='perturb: '):
     tasks.make_perturb(no_such_setting=1)
+
+
+def test_a_crop_is_a_random_part_of_each_cube():
+  crop, count = (8, 16, 8), 256
+  task = tiny_data.prepare(tiny_data.make_task(crop=crop))
+  # Each voxel holds its own place.
+  places = np.arange(np.prod(tiny_data.CUBE_SHAPE), dtype=np.float32)
+  cube = np.tile(
+    places.reshape(1, *tiny_data.CUBE_SHAPE, 1), (count, 1, 1, 1, 1)
+  )
+  seeds = tf.stack([tf.range(count), tf.range(count)], axis=1)
+  batch = {'cube': tf.constant(cube), 'word': tf.range(count)}
+  changed = task.augment(batch, seeds)
+  np.testing.assert_array_equal(changed['word'], batch['word'])
+  corners = np.zeros(9, int)
+  for part in changed['cube'].numpy():
+    x, y, z = np.unravel_index(int(part[0, 0, 0, 0]), tiny_data.CUBE_SHAPE)
+    assert (y, z) == (0, 0)
+    np.testing.assert_array_equal(part, cube[0, x : x + 8])
+    corners[x] += 1
+  # 28 of each of the 9 corners expected, sd 5.
+  assert 12 <= corners.min() and corners.max() <= 46
+  again = task.augment(batch, seeds)['cube']
+  np.testing.assert_array_equal(changed['cube'], again)
+
+
+@pytest.mark.parametrize('crop', [(24, 16, 8), (12, 16, 8), (8, 8), (0, 8, 8)])
+def test_refuses_a_crop(crop):
+  with pytest.raises(errors.UserError, match='crop is'):
+    tiny_data.prepare(tiny_data.make_task(crop=crop))

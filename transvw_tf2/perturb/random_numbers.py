@@ -36,6 +36,7 @@ class Stream(enum.IntEnum):
   OUTPAINT = 7
   FILL = 8
   MIRROR = 9
+  CROP = 10
 
 
 def threefry(key, counter):

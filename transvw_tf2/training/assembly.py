@@ -118,8 +118,8 @@ def assemble(
     task = settings.task()
   if task.augments and settings.inputs_in_pipeline:
     raise errors.UserError(
-      f'train.inputs_in_pipeline is True, but {type(task).__name__} perturbs'
-      ' nothing: leave it out'
+      f'train.inputs_in_pipeline is True, but {type(task).__name__} changes'
+      ' cubes within the step (mirror, crop): leave it out'
     )
   data = built_data.open_data(settings.data_dir, task.features)
   data = label_fraction.select(data, settings.label_fraction, settings.seed)

@@ -5,6 +5,7 @@ The step and the loop know nothing of words or restoration.
 
 from collections.abc import Callable
 from collections.abc import Mapping
+from collections.abc import Sequence
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 
 import gin
@@ -17,6 +18,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2 import schema
 from transvw_tf2.perturb import perturb as perturb_lib
+from transvw_tf2.perturb import random_numbers
 from transvw_tf2.training import built_data
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import reports
@@ -103,15 +105,45 @@ def make_perturb(**settings) -> perturb_lib.Perturb:
 
 
 class _CubeTask(Task):
-  """A task on perturbed cubes."""
+  """A task on perturbed cubes; with `crop` it trains on parts of them."""
 
   def __init__(
     self,
     model: Callable[..., keras.Model],
     perturb: Callable[[], perturb_lib.Perturb],
+    crop: Sequence[int] | None,
   ):
     self._model = model
     self._perturb = perturb()
+    self._crop = crop and tuple(crop)
+    self.augments = crop is not None
+
+  def prepare(self, data: built_data.Data) -> None:
+    """Checks the part that is trained on against the cubes of the data."""
+    if self._crop and not _is_part(self._crop, data.shape):
+      raise errors.UserError(
+        f'crop is {self._crop}, wanted three numbers that are divisible by 8'
+        f' and at most the cube, {tuple(data.shape)}: change crop'
+      )
+
+  def augment(self, batch, seeds):
+    """Cuts a random part out of each cube, where `crop` says so."""
+    if not self._crop:
+      return batch
+    cube = batch['cube']
+    draws = random_numbers.draw_uniform(
+      seeds, random_numbers.Stream.CROP, (len(self._crop),)
+    )
+    for axis, side in enumerate(self._crop):
+      room = cube.shape[1 + axis] - side
+      corner = tf.cast(draws[:, axis] * (room + 1), tf.int32)
+      cube = tf.gather(
+        cube,
+        corner[:, tf.newaxis] + tf.range(side),
+        axis=1 + axis,
+        batch_dims=1,
+      )
+    return {**batch, 'cube': cube}
 
   def make_inputs(self, batch, seeds):
     """Perturbs the cubes of a batch by int32 (B, 2) seeds."""
@@ -125,6 +157,7 @@ class _WordTask(_CubeTask):
 
   def prepare(self, data: built_data.Data) -> None:
     """Takes the words of the data set."""
+    super().prepare(data)
     self._words = data.words
 
   def build_model(
@@ -180,6 +213,7 @@ class Pretrain(_WordTask):
     perturb: Callable[[], perturb_lib.Perturb] = make_perturb,
     restoration_weight: float = 1.0,
     word_weight: float = 0.01,
+    crop: Sequence[int] | None = None,
   ):
     """Initialises the task.
 
@@ -189,6 +223,9 @@ class Pretrain(_WordTask):
       perturb: makes the perturbation, a layer called with cubes and seeds.
       restoration_weight: weight of the mean squared error.
       word_weight: weight of the cross-entropy.
+      crop: voxels along x, y and z of the random part of each cube to train
+        on, each divisible by 8; None for whole cubes, as published. Validation
+        takes whole cubes. For target cubes that show much less than these.
     """
     if min(restoration_weight, word_weight) < 0 or not (
       restoration_weight or word_weight
@@ -197,7 +234,7 @@ class Pretrain(_WordTask):
         f'restoration_weight is {restoration_weight} and word_weight '
         f'{word_weight}, wanted neither negative and not both 0'
       )
-    super().__init__(model, perturb)
+    super().__init__(model, perturb, crop)
     self._restoration_weight = restoration_weight
     self._word_weight = word_weight
 
@@ -240,6 +277,7 @@ class NameWords(_WordTask):
     self,
     model: Callable[..., keras.Model] = models.build_word_classifier,
     perturb: Callable[[], perturb_lib.Perturb] = make_perturb,
+    crop: Sequence[int] | None = None,
   ):
     """Initialises the task.
 
@@ -247,8 +285,9 @@ class NameWords(_WordTask):
       model: makes the network from num_words, synchronized_batch_norm and
         dtype: the encoder with a dense layer, or a whole Y-Net.
       perturb: makes the perturbation, a layer called with cubes and seeds.
+      crop: see Pretrain.
     """
-    super().__init__(model, perturb)
+    super().__init__(model, perturb, crop)
 
   def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
     """Returns float32 (B,) `loss` and `cross_entropy`, and `accuracy`."""
@@ -276,14 +315,16 @@ class Restore(_CubeTask):
     self,
     model: Callable[..., keras.Model] = models.build_unet3d,
     perturb: Callable[[], perturb_lib.Perturb] = make_perturb,
+    crop: Sequence[int] | None = None,
   ):
     """Initialises the task.
 
     Args:
       model: makes the network from synchronized_batch_norm and dtype.
       perturb: makes the perturbation, a layer called with cubes and seeds.
+      crop: see Pretrain.
     """
-    super().__init__(model, perturb)
+    super().__init__(model, perturb, crop)
 
   def build_model(
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
@@ -366,6 +407,13 @@ class Autoencoder(Task):
     """Returns what a picture of some thumbnails shows."""
     del inputs
     return {'input': batch['thumbnail'], 'output': outputs}
+
+
+def _is_part(crop, shape):
+  return len(crop) == len(shape) and all(
+    isinstance(side, int) and side % 8 == 0 and 0 < side <= whole
+    for side, whole in zip(crop, shape, strict=True)
+  )
 
 
 def build_model(model: Callable[..., keras.Model], **settings) -> keras.Model:
