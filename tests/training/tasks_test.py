@@ -88,7 +88,7 @@ def test_a_crop_is_a_random_part_of_each_cube():
     np.testing.assert_array_equal(part, cube[0, x : x + 8])
     corners[x] += 1
   # 28 of each of the 9 corners expected, sd 5.
-  assert 12 <= corners.min() and corners.max() <= 46
+  assert corners.min() >= 12 and corners.max() <= 46
   again = task.augment(batch, seeds)['cube']
   np.testing.assert_array_equal(changed['cube'], again)
 
