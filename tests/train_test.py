@@ -51,6 +51,7 @@ def test_two_replicas_equal_one(data_dir, tmp_path):
   assert 'visual_word_net.base_filters = 2' in config
 
 
+@pytest.mark.long
 def test_compiled_replicas_stay_together(data_dir, tmp_path):
   done = _train(
     tmp_path,

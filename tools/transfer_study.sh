@@ -22,7 +22,9 @@ source "$(dirname "$0")/venv.sh"
 : "${PATIENTS:=120}"        # to pre-train on
 : "${TARGET_PATIENTS:=100}"  # of the target tasks: 50 train, 20 validation
 : "${WORDS:=32}"
+: "${VALIDATION_INSTANCES:=8}"  # a word
 : "${PRETRAINING_EPOCHS:=5}"
+: "${CROP:=None}"           # of pre-training, such as '(32, 32, 16)'
 : "${CANDIDATE_EPOCHS:=8}"
 : "${NODULE_EPOCHS:=18}"
 : "${SEEDS:=5}"
@@ -42,11 +44,12 @@ _build() {
 }
 
 _pretrain() {
-  local name="$1" file="$2"
+  local name="$1" file="$2" task="$3"
   python -m transvw_tf2.train --gin_file "gin/runs/$file.gin" \
     --gin_param "visual_word_net.base_filters = $FILTERS" \
     --gin_param "word_classifier.base_filters = $FILTERS" \
     --gin_param "unet3d.base_filters = $FILTERS" \
+    --gin_param "$task.crop = $CROP" \
     --gin_param 'train.batch_size = 8' \
     --gin_param "train.epochs = $PRETRAINING_EPOCHS" \
     --data "$OUT/data/transvw_luna16" --workdir "$OUT/$name"
@@ -56,16 +59,16 @@ _make_patients patients --scans "$PATIENTS" --seed 401
 _make_patients target_patients --scans "$TARGET_PATIENTS" --seed 403 \
   --diameter 5,16
 _build transvw_luna16 patients "{\"name\": \"study\", \"words\": $WORDS,
-  \"instances\": 32, \"validation_instances\": 8, \"frame\": \"lung\",
-  \"seed\": 401}"
+  \"instances\": 32, \"frame\": \"lung\", \"seed\": 401,
+  \"validation_instances\": $VALIDATION_INSTANCES}"
 CUBE='"cube_shape": [24, 24, 16], "extent_mm": [48, 48, 40]'
 _build luna16_nodules target_patients "{\"name\": \"candidates\", $CUBE,
   \"task\": \"false_positive_reduction\", \"negatives_per_positive\": null}"
 _build luna16_nodules target_patients "{\"name\": \"nodules\", $CUBE,
   \"task\": \"nodule_segmentation\", \"jitter_mm\": 8}"
-_pretrain words words_only
-_pretrain restoration restoration_only
-_pretrain both quickstart
+_pretrain words words_only NameWords
+_pretrain restoration restoration_only Restore
+_pretrain both quickstart Pretrain
 python tools/transfer_study.py --output "$OUT/study" \
   --data "candidates=$OUT/data/luna16_nodules/candidates" \
   --data "nodules=$OUT/data/luna16_nodules/nodules" \

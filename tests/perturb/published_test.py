@@ -138,6 +138,7 @@ def _p_value(first, second):
   return stats.chi2_contingency(counts[:, counts.any(axis=0)]).pvalue
 
 
+@pytest.mark.long
 def test_every_parameter_is_drawn_as_published():
   ours, published = _draw_ours(), _draw_published()
   assert list(ours) == list(published) and len(ours) == 1 + 9 + 2 + 5 + 2 + 36

@@ -273,6 +273,7 @@ class LittleMemory(tiny_data.AddNoise):
     return super().call(tf.ensure_shape(checked, cubes.shape), seeds)
 
 
+@pytest.mark.long
 def test_out_of_memory_divides_the_batch(tmp_path, strategy, data_dir, caplog):
   settings = {'steps_per_call': 3, 'epochs': 1}
   rows = _train(
