@@ -1,15 +1,25 @@
 """Runs Beam pipelines: which engine takes them, and what they counted."""
 
+import re
+
 from absl import logging
 import apache_beam as beam
 from apache_beam import metrics
 from apache_beam.options import pipeline_options
 from apache_beam.runners import runner as beam_runner
+import grpc
 
 from transvw_tf2 import errors
 
 # All counters of this project.
 NAMESPACE = 'transvw'
+
+# What a worker raised, in the traceback that an engine hands on as text, and
+# what Beam adds to it.
+_OWN_ERROR = re.compile(r'^transvw_tf2\.[\w.]+: (.+)$', re.MULTILINE)
+_ADDED = re.compile(r' \[while running .*')
+# What gRPC says of a process that is not there, or no longer.
+_LOST = re.compile(r'details = "(.*)"')
 
 
 def count(name: str, amount: int = 1) -> None:
@@ -22,7 +32,16 @@ def prefer_local_engine(pipeline: beam.Pipeline) -> None:
 
   Beam's own default, the DirectRunner, first tries to download another engine
   from the internet and comes to the FnApiRunner only when that fails.
+
+  Raises:
+    UserError: the engine would lose results without a word.
   """
+  if type(pipeline.runner).__name__ == 'DaskRunner':
+    raise errors.UserError(
+      "--runner is Beam's DaskRunner, which loses what a step gives at the end"
+      ' of its work, all that is written among it (Beam 2.77); take FnApiRunner'
+      ' or PortableRunner'
+    )
   named = pipeline.options.view_as(pipeline_options.StandardOptions).runner
   if not named and isinstance(pipeline.runner, beam.runners.DirectRunner):
     pipeline.runner = beam_runner.create_runner('FnApiRunner')
@@ -46,19 +65,43 @@ def run(
     The counters by name, sorted; they are logged as well.
 
   Raises:
-    UserError: an unknown runner, or options that do not fit together.
+    UserError: an unknown runner, options that do not fit together, an engine
+      that cannot be reached, or what a worker raised of this kind.
   """
   try:
     pipeline = beam.Pipeline(runner=runner, options=options)
-  except ValueError as error:
+  except (ValueError, ImportError) as error:
     raise errors.UserError(f'Beam options do not fit: {error}') from error
   prefer_local_engine(pipeline)
-  with pipeline:
-    _ = pipeline | transform
+  try:
+    with pipeline:
+      _ = pipeline | transform
+  except Exception as error:
+    if line := _explain(error):
+      raise errors.UserError(line) from error
+    raise
   counters = _counters(pipeline.result)
   for name, value in counters.items():
     logging.info('%s: %d', name, value)
   return counters
+
+
+def _explain(error: Exception) -> str:
+  """Returns a line for a user, or '' for a defect."""
+  if isinstance(error, errors.UserError):
+    return _ADDED.sub('', str(error))
+  if found := _OWN_ERROR.findall(str(error)):
+    return _ADDED.sub('', found[-1])
+  if isinstance(error, NotImplementedError) and 'job_endpoint' in str(error):
+    return f'Beam options do not fit: {error}'
+  found = _LOST.findall(str(error))
+  if found or isinstance(error, grpc.FutureTimeoutError):
+    reason = found[-1] if found else 'no answer'
+    return (
+      f"Beam's job service or a worker cannot be reached ({reason}); see what"
+      ' it wrote, and check --job_endpoint and --environment_config'
+    )
+  return ''
 
 
 def _counters(result) -> dict[str, int]:

@@ -56,3 +56,29 @@ def test_an_unknown_engine_is_named():
   options = pipeline_options.PipelineOptions(['--runner=SteamRunner'])
   with pytest.raises(errors.UserError, match=r'(?i)Beam options .*STEAMRUNNER'):
     pipelines.run(beam.Create([0]), options=options)
+
+
+def test_an_engine_that_loses_results_is_refused():
+  class DaskRunner(fn_api_runner.FnApiRunner):
+    pass
+
+  with pytest.raises(errors.UserError, match='DaskRunner, which loses'):
+    pipelines.run(beam.Create([0]), runner=DaskRunner())
+
+
+@pytest.mark.parametrize(
+  'more', [['--job_endpoint=localhost:9', '--job_server_timeout=1'], []]
+)
+def test_an_engine_that_is_not_there_is_one_line(more):
+  options = pipeline_options.PipelineOptions(['--runner=PortableRunner', *more])
+  with pytest.raises(errors.UserError, match=r'^Beam[^\n]*--job_endpoint'):
+    pipelines.run(beam.Create([0]), options=options)
+
+
+def test_what_a_worker_refuses_is_told_as_it_is():
+  def refuse(number):
+    raise errors.UserError(f'{number} is of no use')
+
+  with pytest.raises(errors.UserError) as info:
+    pipelines.run(beam.Create([7]) | beam.Map(refuse))
+  assert str(info.value) == '7 is of no use'
