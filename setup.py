@@ -37,7 +37,9 @@ setuptools.setup(
   install_requires=[
     'absl-py>=2.1',
     'apache-beam>=2.70',
+    'fsspec>=2024.6',
     'gin-config>=0.5',
+    'grpcio>=1.60',
     'importlib_resources>=6.0',  # tfds fails to start without it
     'matplotlib>=3.8',
     'mlcroissant>=1.0',  # tfds fails to start without it
@@ -66,16 +68,22 @@ setuptools.setup(
       'torchio>=0.20',
     ],
     'cuda': ['tensorflow[and-cuda]>=2.19'],
+    's3': ['s3fs>=2024.6'],  # scans on s3://
     'serve': ['kserve>=0.15'],
     'torch': ['torch>=2.6'],  # safe loading
-    # dill is what tfds.testing imports; kserve is what serve needs.
+    # dill is what tfds.testing imports; kserve is what serve needs; flask and
+    # flask-cors are what the server of moto needs.
     'dev': [
       'dill>=0.3.9',
+      'flask>=3.0',
+      'flask-cors>=4.0',
       'kserve>=0.15',
+      'moto[s3]>=5.0',
       'psutil>=5.9',
       'pytest>=8.0',
       'pytest-xdist>=3.6',
       'ruff>=0.8',
+      's3fs>=2024.6',
       'setuptools>=61',
       'wheel>=0.40',
     ],

@@ -12,6 +12,7 @@ import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.scans import storage
 
 
 class NotForThisTaskError(errors.UserError):
@@ -115,12 +116,32 @@ def check_number(
     )
 
 
-def find_manual_dir(dl_manager, wanted: str) -> str:
-  """Returns --manual_dir.
+def local_folder(path: os.PathLike) -> str:
+  """Returns the folder in which TFDS builds a data set.
 
   Raises:
-    UserError: it does not exist or is empty; the line says what is wanted.
+    UserError: it is an address; workers leave files there for this process.
   """
+  folder = os.fspath(path)
+  if storage.is_remote(folder):
+    raise errors.UserError(
+      f'--data_dir of {folder} is an address, wanted a folder that this machine'
+      ' and all workers see; copy the data set to the store when it is whole'
+    )
+  return folder
+
+
+def find_manual_dir(dl_manager, wanted: str) -> str:
+  """Returns --manual_dir, a local folder or an address.
+
+  Raises:
+    UserError: a local one does not exist or is empty; the line says what is
+      wanted.
+  """
+  # TFDS asks TensorFlow whether it exists, which does not know s3://.
+  given = os.fspath(getattr(dl_manager, '_manual_dir', None) or '')
+  if storage.is_remote(given):
+    return given
   try:
     return os.fspath(dl_manager.manual_dir)
   except AssertionError as error:

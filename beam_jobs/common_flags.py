@@ -9,6 +9,7 @@ from apache_beam.options import pipeline_options
 from beam_jobs import descriptor_settings
 from transvw_tf2 import errors
 from transvw_tf2.discovery import settings as settings_lib
+from transvw_tf2.scans import storage
 
 # The flags count as those of the job that asks for them, so that its --help
 # shows them.
@@ -86,6 +87,19 @@ def descriptor_from_flags(
   return descriptor_settings.DescriptorSettings(
     **{field.name: values[field.name].value for field in fields}
   )
+
+
+def check_output(output: str) -> None:
+  """Raises UserError unless --output is a path.
+
+  Workers and this process write files there under other names and rename them,
+  which no object store does.
+  """
+  if storage.is_remote(output):
+    raise errors.UserError(
+      f'--output {output} is an address, wanted a folder that this machine and'
+      ' all workers see; copy it to the store when it is whole'
+    )
 
 
 def beam_options(

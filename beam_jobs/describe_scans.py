@@ -60,6 +60,7 @@ def run(
   Raises:
     UserError: `output` exists, or the index or the model is wrong.
   """
+  common_flags.check_output(output)
   if os.path.exists(output):
     raise errors.UserError(
       f'--output {output} exists; give another file, or remove it'

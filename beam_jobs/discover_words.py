@@ -87,6 +87,7 @@ def run(
     UserError: `output` exists, or as `luna16.find_scans` and
       `discovery.discover` say.
   """
+  common_flags.check_output(output)
   if os.path.exists(output):
     raise errors.UserError(
       f'--output {output} exists; give another folder, or remove it'

@@ -102,6 +102,7 @@ def run(
       model or the stride is wrong, no scan can be used, or as
       `luna16.find_scans` says.
   """
+  common_flags.check_output(output)
   scan_files = luna16.find_scans(scans)
   settings = describe_settings(model, stride)
   embedding_files.prepare_folder(output, settings)

@@ -69,6 +69,7 @@ def run(
     UserError: `output` exists, there is no usable training scan, or as
       `luna16.find_scans` says.
   """
+  common_flags.check_output(output)
   if os.path.exists(output):
     raise errors.UserError(
       f'--output {output} exists; give another folder, or remove it'

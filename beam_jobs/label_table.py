@@ -9,6 +9,7 @@ import os
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.scans import storage
 
 TABLE_FILE = 'labels.csv'
 SPLITS = (schema.TRAIN, schema.VALIDATION, schema.TEST)
@@ -66,13 +67,13 @@ def read(folder: str, classes: Sequence[str] = ()) -> Table:
     errors.UserError: it is missing, or a row is wrong; the line is named.
   """
   path = os.path.join(folder, TABLE_FILE)
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise errors.UserError(
       f'no {TABLE_FILE} in {folder}: a table with the columns scan,label or'
       ' scan,mask or scan,x,y,z,label'
     )
   rows = []
-  with open(path, newline='', encoding='utf-8-sig') as file:
+  with storage.open_text(path) as file:
     table = csv.DictReader(file, skipinitialspace=True)
     try:
       columns = set(table.fieldnames or ())
@@ -118,13 +119,17 @@ def _parse(row, kind, classes) -> Row:
     if not all(map(math.isfinite, place)):
       raise ValueError(f'place is {place}, wanted finite mm')
   return Row(
-    # One name for a scan, or it could be in two splits.
-    scan=os.path.normpath(row['scan'].strip()),
+    scan=_name(row['scan'].strip()),
     split=row.get('split', '').strip(),
     label=label,
     mask=row.get('mask', '').strip(),
     place=place,
   )
+
+
+def _name(scan: str) -> str:
+  """Returns the one name of a scan, or it could be in two splits."""
+  return scan if storage.is_remote(scan) else os.path.normpath(scan)
 
 
 def _check_splits(path, rows, given) -> list[Row]:

@@ -12,6 +12,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import masks
+from transvw_tf2.scans import storage
 from transvw_tf2.scans import target_places
 
 FALSE_POSITIVE_REDUCTION = 'false_positive_reduction'
@@ -127,7 +128,7 @@ def _place_key(candidate: luna16.Candidate):
 
 def _around_nodules(folder, by_id, config):
   _require(folder, luna16.ANNOTATIONS_FILE)
-  if config.masks is not None and not os.path.isdir(config.masks):
+  if config.masks is not None and not storage.is_folder(config.masks):
     raise errors.UserError(f'config field masks: no folder {config.masks}')
   rows = luna16.read_annotations(folder)
   _require_rows(rows, folder, luna16.ANNOTATIONS_FILE)
@@ -187,7 +188,7 @@ def _require_rows(rows, folder, name) -> None:
 
 
 def _require(folder, name) -> None:
-  if not os.path.exists(os.path.join(folder, name)):
+  if not storage.exists(os.path.join(folder, name)):
     raise builders.NotForThisTaskError(
       f'no {name} in {folder}; it comes with LUNA16'
     )

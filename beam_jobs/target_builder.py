@@ -116,7 +116,7 @@ class TargetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   def _split_generators(self, dl_manager, pipeline):
     pipelines.prefer_local_engine(pipeline)
     config = self.builder_config
-    folder = os.fspath(self.data_path / _CUBES_FOLDER)
+    folder = os.path.join(builders.local_folder(self.data_path), _CUBES_FOLDER)
     requests, unknown = self.make_requests(
       builders.find_manual_dir(dl_manager, self.wanted), folder
     )

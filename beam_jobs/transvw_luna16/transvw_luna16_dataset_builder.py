@@ -168,6 +168,7 @@ class Builder(tfds.core.GeneratorBasedBuilder):
   def _split_generators(self, dl_manager, pipeline):
     pipelines.prefer_local_engine(pipeline)
     engine = {'runner': pipeline.runner, 'options': pipeline.options}
+    builders.local_folder(self.data_path)
     scans = builders.find_manual_dir(dl_manager, _WANTED)
     scan_files = luna16.find_scans(scans)
     words = self._find_words(scan_files, engine)

@@ -6,6 +6,7 @@ from absl import flags
 from apache_beam.options import pipeline_options
 import pytest
 
+from beam_jobs import builders
 from beam_jobs import common_flags
 from transvw_tf2 import errors
 from transvw_tf2.discovery import settings as settings_lib
@@ -70,3 +71,29 @@ def test_settings_flags_have_the_fields_and_defaults(monkeypatch):
   settings = common_flags.settings_from_flags(values)
   assert (settings.words, settings.min_distance) == (3, 2.5)
   assert settings.frame == 'lung'
+
+
+@pytest.mark.parametrize(
+  ('name', 'arguments'),
+  [
+    ('discover_words', ('scans', 's3://b/out', settings_lib.Settings())),
+    ('index_scans', ('scans', 's3://b/out')),
+    ('describe_scans', ('index', 'model', 's3://b/out')),
+    ('embed_scans', ('scans', 'model', 's3://b/out')),
+  ],
+)
+def test_an_output_in_a_store_is_refused(
+  import_main, tmp_path, monkeypatch, name, arguments
+):
+  monkeypatch.chdir(tmp_path)
+  job = import_main(f'beam_jobs.{name}')
+  with pytest.raises(errors.UserError, match=r'--output s3://b/out is an addr'):
+    job.run(*arguments)
+  # No folder `s3:` either.
+  assert not list(tmp_path.iterdir())
+
+
+def test_a_data_set_in_a_store_is_refused(tmp_path):
+  assert builders.local_folder(tmp_path) == str(tmp_path)
+  with pytest.raises(errors.UserError, match=r'gs://b/out is an address'):
+    builders.local_folder('gs://b/out')

@@ -128,14 +128,14 @@ def test_a_name_that_is_not_utf8_is_refused(tmp_path):
 
 def test_a_folder_that_cannot_be_listed(tmp_path, monkeypatch):
   _touch(tmp_path, 'subset0/1.mhd')
-  listdir = os.listdir
+  scandir = os.scandir
 
   def fail(path):
     if os.path.basename(path) == 'subset0':
       raise PermissionError(13, 'Permission denied', path)
-    return listdir(path)
+    return scandir(path)
 
-  monkeypatch.setattr(os, 'listdir', fail)
+  monkeypatch.setattr(os, 'scandir', fail)
   assert 'Permission denied' in _refused(tmp_path)
 
 

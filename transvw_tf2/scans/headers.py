@@ -19,6 +19,9 @@ from transvw_tf2.scans import voxel_data
 _HEADER_BYTES = 1 << 16
 _LINE_BYTES = 1000
 
+_META_SUFFIXES = ('.mhd', '.mha')
+_NRRD_SUFFIXES = ('.nrrd', '.nhdr')
+
 # Fields of MetaImage with a number per axis, and per pair of axes.
 _META_VECTORS = frozenset(
   ('DimSize', 'ElementSpacing', 'ElementSize')
@@ -62,11 +65,33 @@ def locate(path: str) -> voxel_data.VoxelData:
       does not lie beside it.
     OSError: the file cannot be opened.
   """
-  if path.endswith(('.mhd', '.mha')):
+  if path.endswith(_META_SUFFIXES):
     return _locate_meta_image(path)
-  if path.endswith(('.nrrd', '.nhdr')):
+  if path.endswith(_NRRD_SUFFIXES):
     return _locate_nrrd(path)
   return _locate_nifti(path)
+
+
+def data_file_name(path: str) -> str | None:
+  """Returns the name of the data file that a header names.
+
+  None where the voxels are in the file itself, the header is broken, or no one
+  file beside it is named.
+
+  Raises:
+    OSError: the file cannot be opened.
+  """
+  try:
+    if path.endswith(_META_SUFFIXES):
+      name = _read_meta_fields(path)[0].get('ElementDataFile', '')
+      name = '' if name.lower() == 'local' else name
+    elif path.endswith(_NRRD_SUFFIXES):
+      name = _read_nrrd_fields(path)[0].get('datafile', '')
+    else:
+      return None
+  except errors.ScanError:
+    return None
+  return name if name and _is_one_file_beside(name) else None
 
 
 def _locate_meta_image(path: str) -> voxel_data.VoxelData:
@@ -253,12 +278,7 @@ def _file_beside(path: str, name: str) -> str:
     ScanError: it is missing, lies outside the folder of the header, or is one
       of several.
   """
-  if (
-    name.split()[0] == 'LIST'
-    or '%' in name
-    or os.path.isabs(name)
-    or os.path.normpath(name).startswith('..')
-  ):
+  if not _is_one_file_beside(name):
     raise errors.ScanError(
       'unreadable',
       f'{path} has its voxels in {name}; one file beside the header is wanted',
@@ -267,3 +287,12 @@ def _file_beside(path: str, name: str) -> str:
   if not os.path.isfile(data):
     raise errors.ScanError('missing_raw', f'{path} needs {name} beside it')
   return data
+
+
+def _is_one_file_beside(name: str) -> bool:
+  return not (
+    name.split()[0] == 'LIST'
+    or '%' in name
+    or os.path.isabs(name)
+    or os.path.normpath(name).startswith('..')
+  )

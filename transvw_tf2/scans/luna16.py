@@ -12,6 +12,7 @@ import re
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import storage
 
 TRAIN_SUBSETS = range(5)
 VALIDATION_SUBSETS = range(5, 7)
@@ -67,12 +68,16 @@ def find_scans(folder: str) -> list[ScanFile]:
   A scan is listed whether it can be read or not: every file with the suffix of
   a scan, and every folder, which is taken for a DICOM series.
 
+  Args:
+    folder: a local folder, or an address such as s3://bucket/LUNA16.
+
   Raises:
+    StorageError: an address cannot be read.
     LayoutError: no such folder, neither layout or both, no scan, the same scan
       id twice, or a name that is not UTF-8.
   """
   folder = os.fspath(folder)
-  if not os.path.isdir(folder):
+  if not storage.is_folder(folder):
     raise LayoutError(f'no folder {folder}; give the folder of the scans')
   try:
     in_subsets = list(_find_in_subsets(folder))
@@ -137,19 +142,18 @@ def read_candidates(folder: str) -> list[Candidate]:
 def lung_mask_path(folder: str, scan_id: str) -> str | None:
   """Returns the lung mask of a scan, or None where there is none."""
   path = os.path.join(folder, LUNG_MASK_FOLDER, f'{scan_id}.mhd')
-  return path if os.path.exists(path) else None
+  return path if storage.is_file(path) else None
 
 
 def _find_in_subsets(folder: str) -> Iterator[ScanFile]:
-  for name in sorted(os.listdir(folder)):
+  for name, holds_files in storage.list_folder(folder):
     matched = _SUBSET.fullmatch(name)
-    subset_folder = os.path.join(folder, name)
-    if not matched or not os.path.isdir(subset_folder):
+    if not matched or not holds_files:
       continue
     subset = int(matched.group(1))
-    for scan_id, path in _find_in_folder(subset_folder):
+    for scan_id, path in _find_in_folder(os.path.join(folder, name)):
       # Some unpacking tools leave subset0/subset0.
-      nested = scan_id == name and os.path.isdir(path)
+      nested = scan_id == name and storage.is_folder(path)
       for one in _find_in_folder(path) if nested else [(scan_id, path)]:
         yield ScanFile(*one, split_of_subset(subset), subset)
 
@@ -157,18 +161,18 @@ def _find_in_subsets(folder: str) -> Iterator[ScanFile]:
 def _find_in_splits(folder: str) -> Iterator[ScanFile]:
   for split in (schema.TRAIN, schema.VALIDATION):
     split_folder = os.path.join(folder, split)
-    if os.path.isdir(split_folder):
+    if storage.is_folder(split_folder):
       for scan_id, path in _find_in_folder(split_folder):
         yield ScanFile(scan_id, path, split)
 
 
 def _find_in_folder(folder: str) -> Iterator[tuple[str, str]]:
   """Gives (scan id, path) of the scans right in a folder."""
-  for name in sorted(os.listdir(folder)):
+  for name, is_folder in storage.list_folder(folder):
     path = os.path.join(folder, name)
     if name.startswith('.'):
       continue
-    if os.path.isdir(path):
+    if is_folder:
       yield name, path
       continue
     for suffix in reader.SCAN_SUFFIXES:
@@ -200,9 +204,9 @@ def _is_utf8(text: str) -> bool:
 def _read_rows(folder: str, name: str, parse: Callable) -> Iterator:
   """Gives what `parse` makes of each row of a csv file."""
   path = os.path.join(folder, name)
-  if not os.path.isfile(path):
+  if not storage.is_file(path):
     raise LayoutError(f'no {name} in {folder}; it comes with LUNA16')
-  with open(path, newline='', encoding='utf-8-sig') as file:
+  with storage.open_text(path) as file:
     rows = csv.DictReader(file)
     try:
       if 'seriesuid' not in (rows.fieldnames or ()):

@@ -7,6 +7,7 @@ import numpy as np
 
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import storage
 
 # Left and right lung in the masks of LUNA16; 5 is the trachea.
 LUNGS = (3, 4)
@@ -21,7 +22,7 @@ def find_mask(folder: str, scan_id: str) -> str | None:
   """Returns the file {scan_id}.mhd, .nii.gz, ... of a folder, or None."""
   for suffix in reader.SCAN_SUFFIXES:
     path = os.path.join(folder, scan_id + suffix)
-    if os.path.exists(path):
+    if storage.is_file(path):
       return path
   return None
 
@@ -45,12 +46,13 @@ def read_mask(
     reader.ScanError: the mask cannot be read, has another geometry than the
       scan, or values that no mask has.
   """
-  if not os.path.exists(path):
+  if not storage.exists(path):
     raise reader.ScanError(MISSING, f'{path} does not exist')
   try:
-    # From the header alone: a mask that does not fit is not worth reading.
-    check_geometry(path, reader.read_geometry(path), geometry)
-    found = reader.read_scan(path, check=False).hu
+    with storage.staged(path) as local:
+      # From the header alone: a mask that does not fit is not worth reading.
+      check_geometry(local, reader.read_geometry(local), geometry)
+      found = reader.read_scan(local, check=False).hu
   except reader.ScanError as error:
     if error.reason.startswith('mask_'):
       raise

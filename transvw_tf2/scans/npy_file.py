@@ -29,12 +29,17 @@ class NpyFile:
     """
     self._array = _open(path)
     self.geometry = geometry_lib.Geometry(
-      self._array.shape, _read_spacing(os.path.splitext(path)[0] + '.json')
+      self._array.shape, _read_spacing(spacing_path(path))
     )
 
   def read_voxels(self) -> np.ndarray:
     """Returns numbers [x, y, z]."""
     return self._array
+
+
+def spacing_path(path: str) -> str:
+  """Returns the path of the spacing of a scan."""
+  return os.path.splitext(path)[0] + '.json'
 
 
 def _open(path: str) -> np.ndarray:

@@ -19,6 +19,7 @@ from transvw_tf2.scans import errors
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import image_file
 from transvw_tf2.scans import npy_file
+from transvw_tf2.scans import storage
 
 SCAN_SUFFIXES = (*image_file.SUFFIXES, npy_file.SUFFIX)
 
@@ -49,14 +50,19 @@ def read_scan(
 
   Args:
     path: MetaImage (.mhd, .mha), NIfTI, NRRD or .npy file, or a folder with
-      one DICOM series.
+      one DICOM series; or the address of such, see `storage.staged`.
     check: require a CT scan that holds at least one cube; False for masks.
     cube_shape: of that cube, voxels [x, y, z].
 
   Raises:
     ScanError: the scan cannot be read or, with `check`, used.
+    StorageError: an address cannot be read.
   """
-  path = os.fspath(path)
+  with storage.staged(os.fspath(path)) as local:
+    return _read(local, check, cube_shape)
+
+
+def _read(path: str, check: bool, cube_shape) -> Scan:
   try:
     source, reorientation, geometry = _open(path)
     if check:
@@ -75,12 +81,13 @@ def read_geometry(path: str) -> geometry_lib.Geometry:
   Raises:
     ScanError: the header is missing, broken, not three-dimensional, or claims
       more than can be read or than the data file holds.
+    StorageError: an address cannot be read.
   """
-  path = os.fspath(path)
-  try:
-    return _open(path)[2]
-  except OSError as error:
-    raise errors.unreadable(path, error) from error
+  with storage.staged(os.fspath(path)) as local:
+    try:
+      return _open(local)[2]
+    except OSError as error:
+      raise errors.unreadable(local, error) from error
 
 
 def write_scan(

@@ -25,6 +25,7 @@ import numpy as np
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.scans import storage
 
 WORDS_PER_FILE = 50
 
@@ -146,6 +147,11 @@ def notes(parts: Sequence[Part], words: int) -> Iterator[str]:
 
 def _find_folds(folder: str) -> dict[str, list[int]]:
   """Returns the sorted folds of each split that has files."""
+  if storage.is_remote(folder):
+    raise errors.UserError(
+      f'{folder} is not on this machine, where the released .npy files are read'
+      ' row by row; copy them and give the local folder'
+    )
   try:
     names = os.listdir(folder)
   except OSError as error:
