@@ -63,6 +63,7 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('WORDS', 'RESTORATION', 'WORDS_THEN_BOTH'),
       *('PATIENTS', 'WORDS_OF_PATIENTS', 'LEARNT'),
       *('LUNG_VOCABULARY', 'ATLAS.html', 'INDEX', 'AUTOENCODER'),
+      'CLUSTER_VOCABULARY',
       *('TransVW_chest_ct.h5', 'OFFICIAL.keras', 'OURS.h5'),
       *('TARGETS', 'CANDIDATES', 'NODULES', 'REPORT'),
       *('MY_SCANS', 'MY_DATA', 'MY_REPORT'),
