@@ -286,6 +286,18 @@ def test_scans_of_clients_that_die(tmp_path):
     assert 'larger stride' in answer.json()['error']
 
 
+def test_answers_are_sent_at_once(monkeypatch):
+  monkeypatch.setattr(sys, 'argv', ['serve'])  # KServe reads it on import
+  from transvw_tf2.serving.server import run
+
+  with (
+    run._listen('127.0.0.1', 0) as listener,
+    socket.create_connection(listener.getsockname()),
+    listener.accept()[0] as connection,
+  ):
+    assert connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
+
+
 @pytest.mark.parametrize(
   ('flags', 'reason'),
   [
