@@ -81,6 +81,21 @@ def test_a_full_batch_does_not_wait():
   _in_queue(test, max_wait_s=100)
 
 
+def test_what_comes_while_the_model_works_shares_a_batch():
+  async def test(queue, model):
+    model.go_on.clear()
+    first = asyncio.create_task(queue.submit('a', [2]))
+    await asyncio.sleep(0.2)  # with the model, alone
+    rest = [asyncio.create_task(queue.submit('a', [n])) for n in (4, 6, 8)]
+    await asyncio.sleep(0.2)
+    model.go_on.set()
+    assert await first == [4]
+    assert await asyncio.gather(*rest) == [[8], [12], [16]]
+    assert model.calls == [('a', [2]), ('a', [4, 6, 8])]
+
+  _in_queue(test, max_wait_s=0)
+
+
 def test_an_exception_is_that_of_one_item():
   async def test(queue, model):
     del model

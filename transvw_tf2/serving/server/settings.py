@@ -34,7 +34,12 @@ class Settings:
     'seen by other users of a machine.',
   )
   max_batch: int = _setting(8, 'Items that a call of the model takes.', 1)
-  max_wait_ms: float = _setting(5.0, 'Longest wait for a batch to fill.', 0)
+  max_wait_ms: float = _setting(
+    0.0,
+    'Longest wait of an idle model for a batch to fill; what comes while it '
+    'works shares a batch without any wait.',
+    0,
+  )
   max_queue: int = _setting(64, 'Items that may wait for the model.', 1)
   max_scans: int = _setting(2, 'Scans that are worked on at once.', 1)
   max_request_mb: int = _setting(64, 'Largest request, MiB.', 1)
