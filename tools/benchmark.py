@@ -27,6 +27,7 @@ _FILES = {
   'export_step': 'export_step',
   'input': 'input',
   'perturb': 'perturb',
+  'serve': 'serve',
   'train_step': 'train_step',
 }
 _FOLDER = os.path.join(os.path.dirname(os.path.abspath(__file__)), 'benchmarks')

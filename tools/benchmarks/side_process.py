@@ -44,8 +44,8 @@ class SideProcess:
       env=os.environ | dict(environment or {}),
     )
 
-  def ask(self, line: str) -> float:
-    """Has the process do what a line says; returns the number that comes back.
+  def ask(self, line: str):
+    """Has the process do what a line says; returns what comes back, of JSON.
 
     Raises:
       UserError: the process has ended.
@@ -64,7 +64,7 @@ class SideProcess:
       raise errors.UserError(
         f'the process of {self._name} failed: {told[-1].strip()}'
       )
-    return float(answer)
+    return json.loads(answer)
 
   def close(self) -> None:
     """Ends the process."""
@@ -81,15 +81,16 @@ class SideProcess:
     self.close()
 
 
-def serve(make_answer: Callable[[], Callable[[str], float]]) -> None:
+def serve(make_answer: Callable[[], Callable[[str], object]]) -> None:
   """Answers on lines of stdout what lines of stdin ask for.
 
   Args:
-    make_answer: makes what answers a line; imports and builds.
+    make_answer: makes what answers a line, with a value that JSON holds;
+      imports and builds.
   """
   # Libraries may print; answers have a way of their own.
   answers = os.fdopen(os.dup(sys.stdout.fileno()), 'w')
   os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
   answer = make_answer()
   for line in sys.stdin:
-    print(answer(line.strip()), file=answers, flush=True)
+    print(json.dumps(answer(line.strip())), file=answers, flush=True)

@@ -167,18 +167,9 @@ class Client:
       ValueError: a dtype that is not numeric.
       ServerError, OSError: there is no answer, or a refusal.
     """
-    parts = [_describe(name, np.asarray(one)) for name, one in inputs.items()]
-    message = {
-      'inputs': [description for description, _ in parts],
-      'parameters': {'binary_data_output': True}
-      | ({'signature_name': signature} if signature else {}),
-    }
-    head = json.dumps(message).encode()
+    body, headers = encode(signature, **inputs)
     answer, headers = self._send(
-      'POST',
-      f'/v2/models/{self._model}/infer',
-      io.BytesIO(b''.join([head, *(data for _, data in parts)])),
-      {'Inference-Header-Content-Length': str(len(head))},
+      'POST', f'/v2/models/{self._model}/infer', io.BytesIO(body), headers
     )
     return _parse(answer, int(headers['inference-header-content-length']))
 
@@ -242,6 +233,25 @@ class Client:
       answer = connection.getresponse()
       names = {name.lower(): value for name, value in answer.getheaders()}
       return answer.status, names, answer.read()
+
+
+def encode(
+  signature: str | None = None, **inputs: np.ndarray
+) -> tuple[bytes, dict[str, str]]:
+  """Returns the body and headers of a request; see Client.infer.
+
+  Raises:
+    ValueError: a dtype that is not numeric.
+  """
+  parts = [_describe(name, np.asarray(one)) for name, one in inputs.items()]
+  message = {
+    'inputs': [description for description, _ in parts],
+    'parameters': {'binary_data_output': True}
+    | ({'signature_name': signature} if signature else {}),
+  }
+  head = json.dumps(message).encode()
+  body = b''.join([head, *(data for _, data in parts)])
+  return body, {'Inference-Header-Content-Length': str(len(head))}
 
 
 def _length(file):
