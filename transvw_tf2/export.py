@@ -33,6 +33,13 @@ _WHOLE = flags.DEFINE_bool(
   'Whether to export decoder and head too, as far as the network has them:'
   ' signatures restore and classify_word.',
 )
+_PRECISION = flags.DEFINE_enum(
+  'precision',
+  None,
+  export.PRECISIONS,
+  'What the model computes in; that of the training if not given. Embeddings in'
+  ' bfloat16 differ by about 1 % of the largest number, at a cosine of 0.9999.',
+)
 
 
 def main(argv):
@@ -44,6 +51,7 @@ def main(argv):
     _CHECKPOINT.value,
     _OVERWRITE.value,
     _WHOLE.value,
+    _PRECISION.value,
   )
   print(f'wrote {_OUTPUT.value}: {_CHECKPOINT.value} of {_WORKDIR.value}')
 

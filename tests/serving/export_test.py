@@ -95,6 +95,24 @@ def test_all_signatures_agree(loaded):
     np.testing.assert_allclose(got, want, atol=1e-6)
 
 
+def test_bfloat16_is_near_float32(model, loaded, tmp_path):
+  path = str(tmp_path / 'model')
+  export.export_encoder(model, path, {}, cube_shape=_CUBE, precision='bfloat16')
+  with open(os.path.join(path, 'transvw_model.json')) as file:
+    assert json.load(file)['precision'] == 'bfloat16'
+  halved = tf.saved_model.load(path)
+  hu = _hu()
+  want = _embed(loaded, 'embed_cubes_int16', cubes=hu)
+  got = _embed(halved, 'embed_cubes_int16', cubes=hu)
+  assert got.dtype == np.float32
+  difference = np.abs(got - want).max() / np.abs(want).max()
+  # It has 8 bits: in float32 they would agree to 1e-6.
+  assert 1e-4 < difference < 0.03
+  cosine = (got * want).sum(1) / np.linalg.norm(got, axis=1)
+  assert (cosine / np.linalg.norm(want, axis=1) > 0.999).all()
+  np.testing.assert_allclose(_embed_bytes(halved, hu), got, atol=1e-6)
+
+
 def test_bytes_are_in_c_order_of_x_y_z(loaded):
   hu = np.full((1, *_CUBE, 1), -1000, np.int16)
   hu[0, 5, 9, 1] = 900
@@ -178,6 +196,7 @@ def test_metadata(exported):
     'embedding_size': 16,
     'format_version': 1,
     'hu_window': [-1000, 1000],
+    'precision': 'float32',
     'input': 'cubes',
     'network': 'VisualWordNet',
     'signatures': {

@@ -48,6 +48,9 @@ _TASK_HEADS = {
   'Classification': (signatures.PREDICT,),
   'Segmentation': (signatures.SEGMENT,),
 }
+# Keras dtype policies by what people call them.
+_PRECISIONS = {'float32': 'float32', 'bfloat16': 'mixed_bfloat16'}
+PRECISIONS = tuple(_PRECISIONS)
 _LICENSE = (
   'The weights are under the licence of whoever trained them. Official weights'
   ' that were converted stay under the non-commercial terms of their authors;'
@@ -151,6 +154,7 @@ def export_encoder(
   heads: Sequence[str] = (),
   source: Mapping[str, object] | None = None,
   overwrite: bool = False,
+  precision: str | None = None,
 ) -> None:
   """Writes the encoder of `model` as a SavedModel, all of it or nothing.
 
@@ -178,6 +182,8 @@ def export_encoder(
     source: of the training, see training.summary.describe_source; None takes
       that of the files that run now.
     overwrite: whether an existing `output` is replaced.
+    precision: what is computed in, one of PRECISIONS; None takes that of the
+      model. Weights, inputs and outputs are as ever.
 
   Raises:
     errors.UserError: `output` exists and is not to be replaced, or it cannot be
@@ -190,8 +196,10 @@ def export_encoder(
     'training': dict(summary),
     'source': dict(source or summary_lib.describe_source()),
   }
+  kind = signatures.CUBES
   _export(
-    model, output, signatures.CUBES, cube_shape, heads, described, overwrite
+    *(model, output, kind, cube_shape, heads, described, overwrite),
+    precision=precision,
   )
 
 
@@ -203,6 +211,7 @@ def export_thumbnail_encoder(
   thumbnail_shape: Sequence[int] = thumbnail.SHAPE,
   source: Mapping[str, object] | None = None,
   overwrite: bool = False,
+  precision: str | None = None,
 ) -> None:
   """Writes the encoder of an autoencoder, as `export_encoder` does.
 
@@ -217,6 +226,7 @@ def export_thumbnail_encoder(
     thumbnail_shape: voxels of a thumbnail along x, y and z.
     source: see `export_encoder`.
     overwrite: whether an existing `output` is replaced.
+    precision: see `export_encoder`.
 
   Raises:
     errors.UserError: as `export_encoder`.
@@ -227,7 +237,10 @@ def export_thumbnail_encoder(
     'source': dict(source or summary_lib.describe_source()),
   }
   kind = signatures.THUMBNAILS
-  _export(model, output, kind, thumbnail_shape, (), described, overwrite)
+  _export(
+    *(model, output, kind, thumbnail_shape, (), described, overwrite),
+    precision=precision,
+  )
 
 
 def find_heads(
@@ -255,14 +268,16 @@ def _check_heads(model, shape, heads):
       )
 
 
-def _export(model, output, volumes, shape, heads, described, overwrite):
+def _export(
+  model, output, volumes, shape, heads, described, overwrite, precision=None
+):
   """Writes the signatures of a network, and its description."""
   output = os.path.abspath(output)
   check_output(output, overwrite)
   _check_heads(model, shape, heads)
   if not model.built:
     model.build((None, *shape, 1))
-  folded = _fold_copy(model)
+  folded = _fold_copy(model, precision)
   functions = make_functions(folded, shape, volumes, heads)
   module = tf.Module()
   # What is tracked is written: of the network only what the signatures read.
@@ -277,6 +292,7 @@ def _export(model, output, volumes, shape, heads, described, overwrite):
     'license': _LICENSE,
     'network': type(model).__name__,
     'package_version': _package_version(),
+    'precision': folded.compute_dtype,
     'signatures': {
       name: _describe_function(function) for name, function in functions.items()
     },
@@ -306,9 +322,12 @@ def _write(module, functions, metadata, output):
     shutil.rmtree(partial, ignore_errors=True)
 
 
-def _fold_copy(model):
+def _fold_copy(model, precision):
   """Returns a copy of a built network with its batch norm folded."""
-  copy = type(model).from_config(model.get_config())
+  config = model.get_config()
+  if precision is not None:
+    config['dtype'] = _PRECISIONS[precision]
+  copy = type(model).from_config(config)
   copy.build((None, None, None, None, 1))
   copy.set_weights(model.get_weights())
   # Only moving statistics are known before the batch is.
@@ -370,6 +389,7 @@ def export_workdir(
   checkpoint: str,
   overwrite: bool = False,
   whole: bool = False,
+  precision: str | None = None,
 ) -> dict:
   """Exports the network of a training run and returns its summary.
 
@@ -383,6 +403,7 @@ def export_workdir(
     overwrite: whether an existing `output` is replaced.
     whole: whether pre-training's decoder and head come too, as far as the
       network has them: the signatures `restore` and `classify_word`.
+    precision: see `export_encoder`.
 
   Raises:
     errors.UserError: no such run or checkpoint, `output` exists, or `whole` is
@@ -394,7 +415,11 @@ def export_workdir(
   run = _read_run(workdir)
   summary = _summarize(checkpoint, metadata, run)
   shape = metadata['shape']
-  shared = {'source': run.get('source'), 'overwrite': overwrite}
+  shared = {
+    'source': run.get('source'),
+    'overwrite': overwrite,
+    'precision': precision,
+  }
   if metadata['volume'] == 'thumbnail':
     if whole:
       raise errors.UserError(
