@@ -24,6 +24,7 @@ _FILES = {
   'cubes_memory': 'cubes',
   'cubes_ours': 'cubes',
   'deterministic': 'deterministic',
+  'embed': 'embed',
   'export_step': 'export_step',
   'input': 'input',
   'perturb': 'perturb',

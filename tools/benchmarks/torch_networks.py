@@ -9,6 +9,7 @@ import contextlib
 import torch
 from torch import nn
 from torch.nn import functional
+from torch.nn.utils import fusion
 
 
 class ConvBlock(nn.Sequential):
@@ -124,6 +125,95 @@ def load_weights(model: nn.Module, weights: dict) -> None:
         tensor = tensor.movedim((-1, -2), (0, 1))
       with torch.no_grad():
         getattr(module, name).copy_(tensor)
+
+
+class Encoder(nn.Module):
+  """What embeds in a VisualWordNet, batch norm fused into the convolutions."""
+
+  def __init__(self, weights: dict, base_filters: int = 32, depth: int = 4):
+    """Initialises the encoder, which does not train.
+
+    Args:
+      weights: see `load_weights`.
+      base_filters: filters of the very first block.
+      depth: levels.
+    """
+    super().__init__()
+    layers, channels = [], 1
+    for number in range(2 * depth):
+      filters = base_filters * 2 ** (number // 2 + number % 2)
+      block = ConvBlock(channels, filters, number)
+      load_weights(block, weights)
+      convolution, norm, relu = block.eval()
+      if number and number % 2 == 0:
+        layers.append(nn.MaxPool3d(2))
+      layers += [fusion.fuse_conv_bn_eval(convolution, norm), relu]
+      channels = filters
+    self.layers = nn.Sequential(*layers)
+
+  def forward(self, cubes):
+    """Maps (B, 1, X, Y, Z) in [0, 1] to float32 (B, embedding size)."""
+    return self.layers(cubes).mean(dim=(2, 3, 4), dtype=torch.float32)
+
+
+class Embedder:
+  """Embeds the cubes of a scan with an Encoder."""
+
+  def __init__(
+    self,
+    weights: dict,
+    *,
+    base_filters: int = 32,
+    axes=(0, 1, 2),
+    bfloat16: bool = False,
+    compiled: bool = False,
+  ):
+    """Initialises the embedder.
+
+    Args:
+      weights: see `load_weights`.
+      base_filters: of the encoder.
+      axes: order of x, y and z within it.
+      bfloat16: whether weights and activations are.
+      compiled: whether torch.compile is applied.
+    """
+    encoder = Encoder(weights, base_filters).eval()
+    encoder.to(memory_format=torch.channels_last_3d)
+    self._dtype = torch.bfloat16 if bfloat16 else torch.float32
+    encoder.to(self._dtype)
+    for module in encoder.modules():
+      if isinstance(module, nn.Conv3d):
+        turned = module.weight.permute(0, 1, *(2 + axis for axis in axes))
+        module.weight.data = turned.contiguous(
+          memory_format=torch.channels_last_3d
+        )
+    self._axes = axes
+    self._encoder = torch.compile(encoder) if compiled else encoder
+
+  @torch.inference_mode()
+  def embed_scan(self, scan, places, cube, batch: int):
+    """Returns float32 (N, embedding size).
+
+    Args:
+      scan: float32 [x, y, z] in [0, 1].
+      places: int (N, 3), lower corners of cubes.
+      cube: voxels of a cube along x, y and z.
+      batch: cubes per call.
+    """
+    scan = scan.to(self._dtype).permute(self._axes)
+    order = [[place[axis] for axis in self._axes] for place in places.tolist()]
+    x, y, z = (cube[axis] for axis in self._axes)
+    rows = []
+    for start in range(0, len(order), batch):
+      cubes = torch.stack(
+        [
+          scan[i : i + x, j : j + y, k : k + z]
+          for i, j, k in order[start : start + batch]
+        ]
+      )
+      cubes = cubes[:, None].contiguous(memory_format=torch.channels_last_3d)
+      rows.append(self._encoder(cubes))
+    return torch.cat(rows)
 
 
 class TrainStep:
