@@ -1,5 +1,7 @@
 """Runs Beam pipelines: which engine takes them, and what they counted."""
 
+import errno
+import os
 import re
 
 from absl import logging
@@ -9,7 +11,10 @@ from apache_beam.options import pipeline_options
 from apache_beam.runners import runner as beam_runner
 import grpc
 
+from beam_jobs import local_workers
 from transvw_tf2 import errors
+
+local_workers.register()
 
 # All counters of this project.
 NAMESPACE = 'transvw'
@@ -20,6 +25,11 @@ _OWN_ERROR = re.compile(r'^transvw_tf2\.[\w.]+: (.+)$', re.MULTILINE)
 _ADDED = re.compile(r' \[while running .*')
 # What gRPC says of a process that is not there, or no longer.
 _LOST = re.compile(r'details = "(.*)"')
+# What a disk says that is full, or broken, or cannot be written.
+_OF_THE_DISK = (
+  *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
+  *(errno.EIO, errno.EROFS, errno.EACCES),
+)
 
 
 def count(name: str, amount: int = 1) -> None:
@@ -66,7 +76,8 @@ def run(
 
   Raises:
     UserError: an unknown runner, options that do not fit together, an engine
-      that cannot be reached, or what a worker raised of this kind.
+      that cannot be reached, a worker process that was killed, a disk that is
+      full or cannot be read, or what a worker raised of this kind.
   """
   try:
     pipeline = beam.Pipeline(runner=runner, options=options)
@@ -90,11 +101,22 @@ def _explain(error: Exception) -> str:
   """Returns a line for a user, or '' for a defect."""
   if isinstance(error, errors.UserError):
     return _ADDED.sub('', str(error))
-  if found := _OWN_ERROR.findall(str(error)):
+  text = str(error)
+  if found := _OWN_ERROR.findall(text):
     return _ADDED.sub('', found[-1])
-  if isinstance(error, NotImplementedError) and 'job_endpoint' in str(error):
+  if local_workers.ENDED in text:
+    line = text[text.index(local_workers.ENDED) :].splitlines()[0]
+    return (
+      f'{line}: it was killed, perhaps because memory was short; the same'
+      ' command again goes on, or starts anew'
+    )
+  for line in reversed(text.splitlines()):
+    if any(os.strerror(number) in line for number in _OF_THE_DISK):
+      line = _ADDED.sub('', line).strip()
+      return f'{line}: mend that, and give the same command again'
+  if isinstance(error, NotImplementedError) and 'job_endpoint' in text:
     return f'Beam options do not fit: {error}'
-  found = _LOST.findall(str(error))
+  found = _LOST.findall(text)
   if found or isinstance(error, grpc.FutureTimeoutError):
     reason = found[-1] if found else 'no answer'
     return (
