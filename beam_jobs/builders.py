@@ -3,20 +3,45 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import glob
 import math
 import os
+import shutil
 import sys
 
 import numpy as np
 import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.scans import storage
 
 
 class NotForThisTaskError(errors.UserError):
   """What a data set of one task would be made of is not there."""
+
+
+class OneBuild:
+  """Mixin of a builder: of one data set, one build at a time."""
+
+  def download_and_prepare(self, **kwargs) -> None:
+    """As in TFDS; removes what builds that were killed left, all their cubes.
+
+    Raises:
+      UserError: another build of the same data set is running.
+    """
+    folder = os.fspath(self.data_path)
+    if '://' in folder:  # a bucket has no locks
+      super().download_and_prepare(**kwargs)
+      return
+    parent, version = os.path.split(folder)
+    with output_lock.hold(parent, folder):
+      # As TFDS names them; each build gives them another name.
+      pattern = os.path.join(glob.escape(parent), f'incomplete.*_{version}')
+      for left in glob.glob(pattern):
+        shutil.rmtree(left, ignore_errors=True)
+      super().download_and_prepare(**kwargs)
 
 
 def leaves_out(name: str, tasks: Sequence[str]) -> bool:

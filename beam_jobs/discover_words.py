@@ -13,8 +13,6 @@ FnApiRunner runs the job on this machine.
 """
 
 from collections.abc import Sequence
-import os
-import shutil
 
 from absl import flags
 from apache_beam.options import pipeline_options
@@ -23,8 +21,8 @@ from beam_jobs import common_flags
 from beam_jobs import descriptor_settings
 from beam_jobs import discovery
 from beam_jobs import word_quality
-from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_lock
 from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.scans import luna16
@@ -84,19 +82,12 @@ def run(
     What was found, and its quality where it was measured.
 
   Raises:
-    UserError: `output` exists, or as `luna16.find_scans` and
+    UserError: as `output_lock.making`, `luna16.find_scans` and
       `discovery.discover` say.
   """
   common_flags.check_output(output)
-  if os.path.exists(output):
-    raise errors.UserError(
-      f'--output {output} exists; give another folder, or remove it'
-    )
   scan_files = luna16.find_scans(scans)
-  temporary = f'{output.rstrip(os.sep)}.incomplete'
-  shutil.rmtree(temporary, ignore_errors=True)
-  os.makedirs(temporary)
-  try:
+  with output_lock.making(output) as temporary:
     result = discovery.discover(
       scan_files,
       temporary,
@@ -113,9 +104,6 @@ def run(
         scan_files, result.vocabulary, scans, temporary, options=options
       )
       quality.write_quality(temporary, measured)
-    os.rename(temporary, output)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return result, measured
 
 

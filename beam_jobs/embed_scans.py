@@ -34,6 +34,7 @@ from beam_jobs import scan_embedder
 from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_lock
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
 from transvw_tf2.serving import embed
@@ -98,13 +99,23 @@ def run(
     options: Beam options.
 
   Raises:
-    UserError: `output` is of another model or stride or cannot be written, the
-      model or the stride is wrong, no scan can be used, or as
-      `luna16.find_scans` says.
+    UserError: `output` is of another model or stride, cannot be written, or is
+      being written by another run, the model or the stride is wrong, no scan
+      can be used, or as `luna16.find_scans` says.
   """
   common_flags.check_output(output)
   scan_files = luna16.find_scans(scans)
   settings = describe_settings(model, stride)
+  with output_lock.hold(output):
+    return _go_on(
+      scans, scan_files, model, output, settings, batch_size, options
+    )
+
+
+def _go_on(
+  scans, scan_files, model, output, settings, batch_size, options
+) -> Result:
+  """Embeds what is left."""
   embedding_files.prepare_folder(output, settings)
   left = [
     one

@@ -27,6 +27,7 @@ from beam_jobs import pipelines
 from beam_jobs import thumbnails
 from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
@@ -66,20 +67,14 @@ def run(
     options: Beam options.
 
   Raises:
-    UserError: `output` exists, there is no usable training scan, or as
-      `luna16.find_scans` says.
+    UserError: there is no usable training scan, or as `output_lock.making` and
+      `luna16.find_scans` say.
   """
   common_flags.check_output(output)
-  if os.path.exists(output):
-    raise errors.UserError(
-      f'--output {output} exists; give another folder, or remove it'
-    )
   scan_files = luna16.find_scans(scans)
-  temporary = f'{output.rstrip(os.sep)}.incomplete'
-  shutil.rmtree(temporary, ignore_errors=True)
-  rows_folder = os.path.join(temporary, 'rows.tmp')
-  os.makedirs(rows_folder)
-  try:
+  with output_lock.making(output) as temporary:
+    rows_folder = os.path.join(temporary, 'rows.tmp')
+    os.makedirs(rows_folder)
     requests = thumbnails.plan_shards(scan_files, temporary)
     pipelines.run(
       beam.Create(requests)
@@ -88,9 +83,6 @@ def run(
     )
     result = _describe(requests, _read_rows(rows_folder), temporary)
     shutil.rmtree(rows_folder)
-    os.rename(temporary, output)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return result
 
 

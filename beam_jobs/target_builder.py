@@ -71,7 +71,9 @@ class TargetConfig(tfds.core.BuilderConfig):
     return cubes_lib.CubeSize(self.cube_shape, self.extent_mm)
 
 
-class TargetBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class TargetBuilder(
+  builders.OneBuild, tfds.core.GeneratorBasedBuilder, skip_registration=True
+):
   """Cuts the cubes of a target task.
 
   A builder has a named config for each of its tasks; `tfds build` that names

@@ -13,6 +13,7 @@ _ALLOWED = {
   'schema': set(),
   'errors': set(),
   'output_file': {'errors'},
+  'output_lock': {'errors'},
   'scans': {'schema', 'errors'},
   'discovery': {'schema', 'errors', 'scans'},
   'perturb': {'schema', 'errors', 'scans'},
@@ -20,6 +21,7 @@ _ALLOWED = {
   'training': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
     'output_file',
+    'output_lock',
   },
   'serving': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),

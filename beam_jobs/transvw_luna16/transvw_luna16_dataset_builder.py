@@ -132,7 +132,7 @@ class BuilderConfig(tfds.core.BuilderConfig):
     )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
   """Discovers visual words in chest CT scans and writes their cubes."""
 
   VERSION = tfds.core.Version('1.0.0')

@@ -58,7 +58,7 @@ class BuilderConfig(tfds.core.BuilderConfig):
       )
 
 
-class Builder(tfds.core.GeneratorBasedBuilder):
+class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
   """Writes the released cubes like those of transvw_luna16.
 
   What the files do not know: `scan_id` is released-{split}-fold{i}-row{r},

@@ -21,6 +21,7 @@ from beam_jobs import embedding_files
 from beam_jobs import scan_embedder
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2.models import unet3d
 from transvw_tf2.scans import reader
 from transvw_tf2.serving import embed
@@ -314,6 +315,20 @@ def test_another_model_or_stride_is_refused(
   export.export_encoder(network, again, {})
   assert job.run(scans, again, output, stride=_CUBE).skipped == 4
   assert _read_bytes(output) == before
+
+
+def test_a_folder_in_use_is_refused(job, model, scans, tmp_path):
+  """Else the second run would take away what the first has half-written."""
+  output = tmp_path / 'out'
+  left = output / 'places' / 'x.parquet.partial-0123'
+  job.run(scans, model, str(output))
+  left.write_text('')
+  with (
+    output_lock.hold(str(output)),
+    pytest.raises(errors.UserError, match='another run is writing to'),
+  ):
+    job.run(scans, model, str(output))
+  assert left.exists()
 
 
 def test_wrong_arguments_are_one_line(job, model, scans, tmp_path):

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ import tensorflow as tf
 from tests.training import tiny_data
 from transvw_tf2 import errors
 from transvw_tf2 import models
+from transvw_tf2 import output_lock
 from transvw_tf2.training import assembly
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
@@ -202,6 +204,35 @@ def test_another_run_in_the_workdir_is_refused(run, strategy, data_dir):
     with pytest.raises(errors.UserError, match=named):
       _train(workdir, strategy, data_dir, epochs=4, **settings)
   _assert_equal(_weights(workdir), before)
+
+
+def test_a_workdir_in_use_is_refused(run, strategy, data_dir):
+  workdir, rows = run
+  with (
+    output_lock.hold(str(workdir)),
+    pytest.raises(errors.UserError, match='another run is writing to'),
+  ):
+    _train(workdir, strategy, data_dir, epochs=3)
+  assert _train(workdir, strategy, data_dir, epochs=3) == rows
+
+
+def test_what_a_run_left_that_was_killed_while_it_saved_is_removed(
+  run, tmp_path, strategy, data_dir
+):
+  """Hundreds of megabytes each with the full network."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(run[0], workdir)
+  latest, best = (workdir / 'checkpoints' / one for one in ('latest', 'best'))
+  before = [sorted(os.listdir(folder)) for folder in (latest, best)]
+  (latest / 'ckpt-99_temp').mkdir()
+  (latest / 'ckpt-99_temp' / 'part-00000-of-00001.index').write_text('half')
+  (best / 'ckpt-99.data-00000-of-00001').write_text('half')
+  _train(workdir, strategy, data_dir, epochs=3)
+  assert [sorted(os.listdir(folder)) for folder in (latest, best)] == before
+  # Without the list nobody can tell which are whole.
+  (best / 'checkpoint').unlink()
+  _train(workdir, strategy, data_dir, epochs=3)
+  assert sorted(os.listdir(best)) == before[1][1:]
 
 
 def test_another_task_or_other_words_in_the_workdir_are_refused(

@@ -128,7 +128,10 @@ def find_data_dir(
   for depth in range(1, 4):
     pattern = os.path.join(data_dir, *['*'] * depth, _INFO_FILE)
     found += [os.path.dirname(path) for path in tf.io.gfile.glob(pattern)]
-  found = sorted(path for path in found if 'incomplete' not in path)
+  # Of builds that go on or were killed. The user's own folders may say so too.
+  found = sorted(
+    path for path in found if 'incomplete' not in path[len(data_dir) :]
+  )
   if not found:
     raise errors.UserError(
       f'no data set (no {_INFO_FILE}) at or below {data_dir!r}: build it with'

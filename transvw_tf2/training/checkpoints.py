@@ -19,6 +19,7 @@ import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import models  # noqa: F401, registers the networks
+from transvw_tf2 import output_file
 
 BEST = 'best'
 LATEST = 'latest'
@@ -137,6 +138,13 @@ class Checkpoints:
       )
     return None
 
+  def remove_leftovers(self) -> None:
+    """Removes what a run that was killed while it saved left half-written."""
+    for manager in (self._latest, self._best):
+      # Without a list, nobody knows which of them are whole.
+      if _find_checkpoints(manager.directory):
+        _remove_unlisted(manager.directory)
+
   def save_latest(self, number: int) -> None:
     """Saves everything; `number` becomes part of the name.
 
@@ -195,10 +203,12 @@ def write_description(workdir: str, description: dict) -> None:
   if os.path.exists(path):
     _compare(workdir, _read_description(workdir), description)
     return
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+  with (
+    output_file.replacing(path) as partial,
+    open(partial, 'w', encoding='utf-8') as file,
+  ):
     json.dump(description, file, indent=1)
     file.write('\n')
-  os.replace(path + '.tmp', path)
 
 
 def load_model(

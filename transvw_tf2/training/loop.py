@@ -4,6 +4,7 @@ Knows nothing of the model or the losses; the task and the steps do.
 """
 
 from collections.abc import Callable
+import contextlib
 import functools
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import time
@@ -15,6 +16,7 @@ import tensorflow as tf
 import tqdm
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.training import assembly
 from transvw_tf2.training import damaged_data
@@ -53,12 +55,15 @@ def train(
 
   Raises:
     UserError: a setting or the data set is wrong, the workdir belongs to
-      another run or cannot be written, or the loss is not finite.
+      another run, is in use, or cannot be written, or the loss is not finite.
     Interrupted: should_stop said so; all is saved.
   """
   try:
     run = assembly.assemble(workdir, strategy, settings)
-    return _Loop(run, should_stop).go_on()
+    with (
+      output_lock.hold(workdir) if run.is_chief else contextlib.nullcontext()
+    ):
+      return _Loop(run, should_stop).go_on()
   except OSError as error:
     raise errors.UserError(
       f'--workdir {workdir} cannot be written ({error}): make room or give'
@@ -112,6 +117,7 @@ class _Loop:
 
   def _restore_or_begin(self):
     run, progress = self._run, self._progress
+    run.checkpoints.remove_leftovers()
     restored = run.checkpoints.restore()
     if not self._any_worker(bool(restored)):
       progress.accumulation = self._settings.accumulation

@@ -16,6 +16,7 @@ from beam_jobs import discovery
 from beam_jobs import transvw_luna16
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import settings as settings_lib
@@ -105,6 +106,28 @@ def _examples(builder):
   for split in (schema.TRAIN, schema.VALIDATION):
     for example in tfds.as_numpy(builder.as_dataset(split=split)):
       yield split, example
+
+
+def test_what_killed_builds_left_is_removed(scans, tmp_path):
+  """And so is not what other data sets, or versions, are made of."""
+  folder = tmp_path / 'transvw_luna16' / 'tiny'
+  for name in ('incomplete.ABCDEF_1.0.0', 'incomplete.ABCDEF_2.0.0'):
+    (folder / name / 'cubes.tmp').mkdir(parents=True)
+  builder = _build(scans, tmp_path)
+  assert sorted(os.listdir(folder)) == ['1.0.0', 'incomplete.ABCDEF_2.0.0']
+  assert builder.info.splits[schema.TRAIN].num_examples > 0
+
+
+def test_one_build_of_a_data_set_at_a_time(scans, tmp_path):
+  folder = tmp_path / 'transvw_luna16' / 'tiny'
+  with (
+    output_lock.hold(str(folder)),
+    pytest.raises(
+      errors.UserError, match=r'another run is writing to .*1\.0\.0'
+    ),
+  ):
+    _build(scans, tmp_path)
+  assert os.listdir(folder) == []
 
 
 def test_the_folder_holds_shards_and_vocabulary_and_nothing_else(built):
