@@ -10,16 +10,14 @@ Beam as an option.
 """
 
 from collections.abc import Sequence
-import os
-import shutil
 
 from absl import flags
 from apache_beam.options import pipeline_options
 
 from beam_jobs import common_flags
 from beam_jobs import describe
-from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_lock
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.training import built_data
 
@@ -58,26 +56,16 @@ def run(
     The number of scans.
 
   Raises:
-    UserError: `output` exists, or the index or the model is wrong.
+    UserError: as `output_lock.making`, or the index or the model is wrong.
   """
   common_flags.check_output(output)
-  if os.path.exists(output):
-    raise errors.UserError(
-      f'--output {output} exists; give another file, or remove it'
-    )
   index = built_data.open_data(data, built_data.THUMBNAILS).data_dir
-  temporary = f'{output}.incomplete'
-  shutil.rmtree(temporary, ignore_errors=True)
-  os.makedirs(temporary)
-  try:
+  file = vocabulary.DESCRIPTORS_FILE
+  with output_lock.making(output, file) as temporary:
     scan_ids, matrix = describe.describe_index(
       index, model, temporary, batch_size=batch_size, options=options
     )
     vocabulary.write_descriptors(temporary, scan_ids, matrix)
-    written = os.path.join(temporary, vocabulary.DESCRIPTORS_FILE)
-    os.rename(written, output)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return len(scan_ids)
 
 

@@ -94,6 +94,21 @@ def test_a_folder_is_made_whole_or_not_at_all(tmp_path):
     pass
 
 
+def test_a_file_is_made_in_a_folder_of_its_own(tmp_path):
+  output = tmp_path / 'output.npz'
+  with output_lock.making(str(output), 'one.npz') as folder:
+    for name in ('one.npz', 'other.txt'):
+      with open(os.path.join(folder, name), 'w', encoding='utf-8') as file:
+        file.write(name)
+  assert os.listdir(tmp_path) == ['output.npz']
+  assert output.read_text() == 'one.npz'
+  with (
+    pytest.raises(errors.UserError, match='exists; give another file'),
+    output_lock.making(str(output), 'one.npz'),
+  ):
+    pass
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / 'file').write_text('')
   with (

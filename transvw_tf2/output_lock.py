@@ -63,27 +63,28 @@ def _lock(folder: str, output: str) -> int | None:
 
 
 @contextlib.contextmanager
-def making(output: str) -> Iterator[str]:
+def making(output: str, name: str = '') -> Iterator[str]:
   """Gives an empty folder, which becomes `output` when all went well.
 
   What a killed run left of its own is removed.
 
   Args:
-    output: folder to make.
+    output: folder or file to make.
+    name: of the file in the folder that becomes `output`, the folder without.
 
   Raises:
     UserError: `output` exists, another run is making it, or it cannot be
       written.
   """
-  _check_new(output)
+  _check_new(output, name)
   temporary = f'{output.rstrip(os.sep)}.incomplete'
   try:
     with hold(temporary, output):
       try:
-        _check_new(output)  # another run may just have finished it
+        _check_new(output, name)  # another run may just have finished it
         _empty(temporary)
         yield temporary
-        os.rename(temporary, output)
+        os.rename(os.path.join(temporary, name).rstrip(os.sep), output)
       finally:
         shutil.rmtree(temporary, ignore_errors=True)
   except OSError as error:
@@ -93,10 +94,11 @@ def making(output: str) -> Iterator[str]:
     ) from error
 
 
-def _check_new(output: str) -> None:
+def _check_new(output: str, name: str) -> None:
   if os.path.exists(output):
+    what = 'file' if name else 'folder'
     raise errors.UserError(
-      f'--output {output} exists; give another folder, or remove it'
+      f'--output {output} exists; give another {what}, or remove it'
     )
 
 
