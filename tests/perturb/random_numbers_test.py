@@ -82,7 +82,7 @@ def test_streams_and_seeds_are_independent():
     axis=-1,
   )
   streams = len(random_numbers.Stream)
-  assert streams == 10 and len(set(random_numbers.Stream)) == 10
+  assert streams == 11 and len(set(random_numbers.Stream)) == 11
   variables = numbers.reshape(4096, -1)
   following = np.concatenate([variables[:-1], variables[1:]], axis=1)
   correlation = np.corrcoef(following, rowvar=False)
