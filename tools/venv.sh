@@ -2,8 +2,24 @@
 #
 # Sourced by test.sh, check.sh and quickstart.sh; leaves the shell in the root,
 # with .venv first on PATH. Installs again only when setup.py has changed.
+# Versions are those of tools/constraints/newest.txt, where they fit the machine;
+# VERSIONS=newest takes the newest releases instead.
 
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+_install_pinned() {
+  local pins=tools/constraints/newest.txt
+  [ "${VERSIONS:-pinned}" = pinned ] || return 1
+  .venv/bin/python -c 'import platform, sys; sys.exit(
+    sys.version_info[:2] != (3, 11) or sys.platform != "linux"
+    or platform.machine() != "x86_64")' || return 1
+  .venv/bin/python -m pip install --quiet --constraint "$pins" \
+    --editable '.[dev]' || {
+    echo "note: the versions of $pins cannot be installed here; trying the" \
+      'newest' >&2
+    return 1
+  }
+}
 
 _install() {
   local python="${PYTHON:-python3}"
@@ -20,7 +36,7 @@ _install() {
     }
   fi
   echo 'installing into .venv (some minutes, about 3 GB) ...'
-  .venv/bin/python -m pip install --quiet --editable '.[dev]'
+  _install_pinned || .venv/bin/python -m pip install --quiet --editable '.[dev]'
   cp setup.py .venv/installed_setup.py
 }
 
