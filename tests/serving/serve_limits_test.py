@@ -146,21 +146,51 @@ def test_clients_that_go_away_leave_the_queue(server):
   _idle(server)
 
 
+# A whole request to a model that takes long, and half of one.
+_KILLED = """
+import http.client, json, socket, sys, time
+place, whole = (sys.argv[1], int(sys.argv[2])), sys.argv[3] == 'whole'
+if whole:
+  body = json.dumps({'signature_name': 'slow', 'instances': [1.5]})
+  connection = http.client.HTTPConnection(*place)
+  connection.request(
+    'POST', '/v1/models/transvw:predict', body,
+    {'Content-Type': 'application/json'})
+  connection.getresponse()
+else:
+  connection = socket.create_connection(place)
+  connection.sendall(
+    b'POST /v1/models/transvw:predict HTTP/1.1\\r\\nHost: x\\r\\n'
+    b'Content-Length: 1000\\r\\n\\r\\n{"instances": [')
+  time.sleep(60)
+"""
+
+
 def test_killed_clients_leave_nothing(server):
-  code = (
-    'import httpx; httpx.post('
-    f'"{server.url}{_PREDICT}", timeout=60, '
-    'json={"signature_name": "slow", "instances": [1.5, 1.5]})'
+  psutil = pytest.importorskip('psutil')
+  _idle(server)
+  _until(lambda: _connections(server) == 0)
+  files = psutil.Process(server.process.pid).num_fds()
+  place = parse.urlsplit(server.url)
+  command = (sys.executable, '-S', '-c', _KILLED, place.hostname)
+  clients = [
+    subprocess.Popen([*command, str(place.port), kind])
+    for kind in ['whole'] * 6 + ['half'] * 4
+  ]
+  _until(
+    lambda: (
+      _metric(server, 'transvw_queue_items') > 0 and _connections(server) >= 10
+    )
   )
-  clients = [subprocess.Popen([sys.executable, '-c', code]) for _ in range(3)]
-  _until(lambda: _metric(server, 'transvw_queue_items') > 0)
   for client in clients:
+    assert client.poll() is None  # in the middle of it
     client.kill()
     client.wait()
   _until(lambda: _metric(server, 'transvw_queue_items') == 0)
   _idle(server)
   assert not server.left_over()
-  _until(lambda: _connections(server) <= 1)
+  _until(lambda: _connections(server) == 0)
+  _until(lambda: psutil.Process(server.process.pid).num_fds() <= files)
 
 
 def _connections(server):
