@@ -25,6 +25,7 @@ _FILES = {
   'cubes_ours': 'cubes',
   'deterministic': 'deterministic',
   'embed': 'embed',
+  'embed_shared': 'embed_shared',
   'export_step': 'export_step',
   'input': 'input',
   'perturb': 'perturb',
