@@ -119,17 +119,13 @@ def _parse(row, kind, classes) -> Row:
     if not all(map(math.isfinite, place)):
       raise ValueError(f'place is {place}, wanted finite mm')
   return Row(
-    scan=_name(row['scan'].strip()),
+    # One name for a scan, or it could be in two splits.
+    scan=os.path.normpath(row['scan'].strip()),
     split=row.get('split', '').strip(),
     label=label,
     mask=row.get('mask', '').strip(),
     place=place,
   )
-
-
-def _name(scan: str) -> str:
-  """Returns the one name of a scan, or it could be in two splits."""
-  return scan if storage.is_remote(scan) else os.path.normpath(scan)
 
 
 def _check_splits(path, rows, given) -> list[Row]:

@@ -107,8 +107,16 @@ def test_errors_name_the_address_and_leave_no_copy(tmp_path, staging):
   scan_files.write_meta(
     local / 'd', scan_files.make_hu(), ElementDataFile='../b.raw'
   )
+  # Names that no local file can have.
+  for name, data in (('n', 'a\0.raw'), ('l', 'a' * 300)):
+    (local / name).mkdir()
+    scan_files.write_meta(
+      local / name, scan_files.make_hu(), ElementDataFile=data
+    )
   address = _upload(local)
   for name, reason in (
+    ('n/x.mhd', 'missing_raw'),
+    ('l/x.mhd', 'missing_raw'),
     ('a.mhd', 'missing_raw'),
     ('b.mhd', 'truncated'),
     ('c.nii.gz', 'unreadable'),
@@ -212,3 +220,26 @@ def test_tables_and_masks(tmp_path, staging):
 def test_a_store_that_is_not_known_is_one_line():
   with pytest.raises(storage.StorageError, match=r'^nosuch://b/s cannot be'):
     luna16.find_scans('nosuch://b/s')
+
+
+@pytest.mark.parametrize(
+  ('path', 'remote'),
+  [
+    ('s3://bucket/LUNA16', True),
+    ('gs://bucket', True),
+    ('/scans/s3://bucket', False),
+    ('scans/x://y.mhd', False),
+    ('s3:/bucket', False),
+    ('C:/scans', False),
+  ],
+)
+def test_only_what_begins_so_is_an_address(path, remote):
+  assert storage.is_remote(path) == remote
+
+
+def test_a_name_that_looks_like_an_address_stays_a_file(tmp_path):
+  """Such as one that came with an upload."""
+  (tmp_path / 's3:').mkdir()
+  path = scan_files.write(tmp_path / 's3:' / 'a.mha', scan_files.make_hu())
+  odd = path.replace('s3:/', 's3://')
+  _assert_same(reader.read_scan(odd), reader.read_scan(path))

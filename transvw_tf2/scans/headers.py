@@ -18,6 +18,8 @@ from transvw_tf2.scans import voxel_data
 # The text headers of MetaImage and NRRD are a few hundred bytes long.
 _HEADER_BYTES = 1 << 16
 _LINE_BYTES = 1000
+# Most that a file system takes.
+_NAME_LENGTH = 255
 
 _META_SUFFIXES = ('.mhd', '.mha')
 _NRRD_SUFFIXES = ('.nrrd', '.nhdr')
@@ -91,7 +93,9 @@ def data_file_name(path: str) -> str | None:
       return None
   except errors.ScanError:
     return None
-  return name if name and _is_one_file_beside(name) else None
+  if not 0 < len(name) <= _NAME_LENGTH or '\0' in name:
+    return None
+  return name if _is_one_file_beside(name) else None
 
 
 def _locate_meta_image(path: str) -> voxel_data.VoxelData:

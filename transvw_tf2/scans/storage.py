@@ -1,13 +1,14 @@
 """Scans on this machine and in object stores, such as s3://bucket/LUNA16.
 
-An address with `://` is opened through fsspec, which takes credentials from the
-environment as the tools of the store do. Any other path is a local one.
+What begins like s3:// is an address. It is opened through fsspec, which takes
+credentials from the environment as the tools of the store do.
 """
 
 from collections.abc import Iterator
 import contextlib
 import os
 import posixpath
+import re
 import tempfile
 from typing import TextIO
 
@@ -18,6 +19,9 @@ from transvw_tf2.scans import errors as scan_errors
 from transvw_tf2.scans import headers
 from transvw_tf2.scans import npy_file
 
+# At the beginning alone: a local file may have any name, given by a stranger.
+_ADDRESS = re.compile(r'[a-z][a-z0-9+.-]*://')
+
 
 class StorageError(errors.UserError):
   """A store does not answer, or not this user; no scan is to blame."""
@@ -25,7 +29,7 @@ class StorageError(errors.UserError):
 
 def is_remote(path: str) -> bool:
   """Returns whether a path is an address in an object store."""
-  return '://' in path
+  return bool(_ADDRESS.match(path))
 
 
 def is_folder(path: str) -> bool:
