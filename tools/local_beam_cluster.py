@@ -8,9 +8,10 @@ own that speak Beam's portable protocol, as Flink, Spark and Dataflow do; what a
 job does to scans is done in no process but the workers'.
 
 Workers run this Python in the working directory of this command. Job and
-workers leave files for each other, so they need the same file system. Beam's
-services ask for no password and listen on all addresses of this machine: not
-for a network that strangers use.
+workers leave files for each other, so they need the same file system. Where a
+worker is killed, Beam would wait for it for ever: here the cluster ends, and
+with it the job. Beam's services ask for no password, and those of a job listen
+on all addresses of this machine: not for a network that strangers use.
 """
 
 from collections.abc import Sequence
@@ -29,6 +30,7 @@ from absl import flags
 from apache_beam.portability.api import beam_fn_api_pb2_grpc
 from apache_beam.runners.portability import local_job_service
 from apache_beam.runners.portability.fn_api_runner import fn_runner
+from apache_beam.runners.worker import worker_pool_main
 import grpc
 
 from transvw_tf2 import errors
@@ -39,10 +41,14 @@ _WORKERS = flags.DEFINE_integer(
 )
 _JOB_PORT = flags.DEFINE_integer('job_port', 8099, 'Of the job service.')
 _WORKER_PORT = flags.DEFINE_integer('worker_port', 50000, 'Of the workers.')
+_POOL_PORT = flags.DEFINE_integer(
+  'pool_port', None, 'Run a pool alone; this command starts its pools so.'
+)
 
 # Until all pools answer: they import Beam first.
 _START_SECONDS = 120.0
 _STOP_SECONDS = 5.0
+_WATCH_SECONDS = 0.2
 
 
 class _Pools(beam_fn_api_pb2_grpc.BeamFnExternalWorkerPoolServicer):
@@ -115,11 +121,7 @@ def _start_pools(ports: Sequence[int]):
     for port in ports:
       pools.append(
         subprocess.Popen(
-          [
-            *(sys.executable, '-m'),
-            'apache_beam.runners.worker.worker_pool_main',
-            f'--service_port={port}',
-          ],
+          [sys.executable, os.path.abspath(__file__), f'--pool_port={port}'],
           env=os.environ | {'PATH': path, 'TF_CPP_MIN_LOG_LEVEL': '2'},
           # In a group of its own with its workers, to be stopped together.
           start_new_session=True,
@@ -163,8 +165,36 @@ def _wait_for(
           )
 
 
+def _serve(servicer, port: int) -> grpc.Server:
+  server = grpc.server(concurrent.futures.ThreadPoolExecutor())
+  beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(
+    servicer, server
+  )
+  server.add_insecure_port(f'localhost:{port}')
+  server.start()
+  return server
+
+
+def _run_pool(port: int) -> int:
+  """Serves workers until one is killed; returns the exit code."""
+  pool = worker_pool_main.BeamFnExternalWorkerPoolServicer(use_process=True)
+  server = _serve(pool, port)
+  while True:
+    time.sleep(_WATCH_SECONDS)
+    for name, worker in list(pool._worker_processes.items()):
+      code = worker.poll()
+      if code is not None:
+        # It comes to an end by itself with its job.
+        pool._worker_processes.pop(name, None)
+      if code is not None and code < 0:
+        server.stop(0)
+        return 1
+
+
 def main(argv):
   del argv
+  if _POOL_PORT.value is not None:
+    return _run_pool(_POOL_PORT.value)
   ended = threading.Event()
   for number in (signal.SIGINT, signal.SIGTERM):
     signal.signal(number, lambda *_: ended.set())
@@ -174,12 +204,7 @@ def main(argv):
   addresses = [f'localhost:{port}' for port in ports]
   with _start_pools(ports) as pools:
     _wait_for(pools, addresses, ended)
-    front = grpc.server(concurrent.futures.ThreadPoolExecutor())
-    beam_fn_api_pb2_grpc.add_BeamFnExternalWorkerPoolServicer_to_server(
-      _Pools(addresses), front
-    )
-    front.add_insecure_port(f'localhost:{_WORKER_PORT.value}')
-    front.start()
+    front = _serve(_Pools(addresses), _WORKER_PORT.value)
     service = local_job_service.LocalJobServicer(
       beam_job_type=_make_job_class(_WORKERS.value)
     )
@@ -191,10 +216,20 @@ def main(argv):
       f' --environment_config=localhost:{_WORKER_PORT.value}',
       flush=True,
     )
-    ended.wait()
+    lost = False
+    while not lost and not ended.wait(_WATCH_SECONDS):
+      lost = any(pool.poll() is not None for pool in pools)
+    front.stop(0)
     service.stop()
+  if lost:
+    print(
+      'error: a worker was killed, such as for want of memory; start the'
+      ' cluster and the job again, or with fewer --workers',
+      file=sys.stderr,
+      flush=True,
+    )
   # Threads of a job that was running would keep this process.
-  os._exit(0)
+  os._exit(int(lost))
 
 
 if __name__ == '__main__':

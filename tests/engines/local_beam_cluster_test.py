@@ -4,6 +4,8 @@ import os
 import signal
 import socket
 import subprocess
+import threading
+import time
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
@@ -92,6 +94,44 @@ def test_a_port_that_is_taken_is_one_line():
     )
   assert done.returncode == 1
   assert f'error: port {port} cannot be used' in done.stderr.splitlines()[-1]
+
+
+def _wait(number):
+  time.sleep(1)
+  return number
+
+
+@pytest.mark.long
+# Beam's thread that reads messages.
+@pytest.mark.filterwarnings(
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning'
+)
+def test_a_worker_that_is_killed_ends_cluster_and_job(tmp_path):
+  """Beam would wait for it for ever."""
+  log = tmp_path / 'log'
+  with cluster_process.start(log) as cluster:
+    found = []
+
+    def kill():
+      tool = psutil.Process(cluster.process.pid)
+      while not found:
+        for pool in tool.children():
+          found.extend(pool.children())
+        time.sleep(0.1)
+      time.sleep(3)
+      found[0].kill()
+
+    thread = threading.Thread(target=kill)
+    thread.start()
+    with pytest.raises(errors.UserError, match=r"^Beam's job service or a wor"):
+      _run(
+        cluster,
+        beam.Create(range(600)) | beam.Reshuffle() | beam.Map(_wait),
+      )
+    thread.join()
+    assert cluster.process.wait(60) == 1
+  last = log.read_text().splitlines()[-1]
+  assert last.startswith('error: a worker was killed')
 
 
 @pytest.mark.parametrize('number', [signal.SIGTERM, signal.SIGINT])

@@ -59,9 +59,13 @@ def _released(tmp_path_factory):
   folder = tmp_path_factory.mktemp('released')
   labels = np.array([[0.0], [0.0], [1.0], [1.0]])
   cubes = np.linspace(0, 1, 4 * 64 * 64 * 32).reshape(4, 64, 64, 32)
-  for split in (schema.TRAIN, schema.VALIDATION):
-    for kind, array in (('data', cubes), ('label', labels)):
-      np.save(folder / released_npy.file_name(kind, split, 0, 0), array)
+  for split, resolutions in (
+    (schema.TRAIN, schema.TRAIN_RESOLUTIONS),
+    (schema.VALIDATION, schema.VALIDATION_RESOLUTIONS),
+  ):
+    for one in resolutions:
+      for kind, array in (('data', cubes), ('label', labels)):
+        np.save(folder / released_npy.file_name(kind, split, one, 0), array)
   return str(folder)
 
 
@@ -176,7 +180,7 @@ def test_index_scans_and_describe_scans(cluster, scans, models, tmp_path):
 
   (tmp_path / 'index').mkdir()
   names = _check_same(cluster, tmp_path / 'index', make_index)
-  assert 'output/scan_index-train.tfrecord-00000-of-00001' in names
+  assert 'output/scan_index-train.tfrecord-00000-of-00002' in names
 
   def make_command(output, options):
     return [
