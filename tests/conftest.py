@@ -3,12 +3,18 @@
 `pytest` runs the quick tests, `pytest -m long` the long ones.
 """
 
+import contextlib
 import importlib
 import os
 import sys
 
 # Before anything imports TensorFlow.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+
+# PyTorch imports it late, for its optimizers: after TensorFlow that is a
+# segmentation fault (torch 2.14, TensorFlow 2.21), before it is none.
+with contextlib.suppress(ImportError):
+  importlib.import_module('triton._C.libtriton')
 
 from absl import flags
 import keras
