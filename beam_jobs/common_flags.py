@@ -89,17 +89,39 @@ def descriptor_from_flags(
   )
 
 
-def check_output(output: str) -> None:
+def check_output(output: str | None) -> None:
   """Raises UserError unless --output is a path.
 
   Workers and this process write files there under other names and rename them,
   which no object store does.
   """
-  if storage.is_remote(output):
+  if output is not None and storage.is_remote(output):
     raise errors.UserError(
       f'--output {output} is an address, wanted a folder that this machine and'
       ' all workers see; copy it to the store when it is whole'
     )
+
+
+def define_output(
+  what: str,
+) -> tuple[flags.FlagHolder[str | None], flags.FlagHolder[bool]]:
+  """Defines --output, and --dry_run, which does not need it.
+
+  Args:
+    what: help of --output.
+  """
+  output = flags.DEFINE_string('output', None, what)
+  dry_run = flags.DEFINE_boolean(
+    'dry_run',
+    False,
+    'Print what the job will read, write and take, and write nothing.',
+  )
+  flags.register_multi_flags_validator(
+    [output.name, dry_run.name],
+    lambda values: values[output.name] or values[dry_run.name],
+    'Flag --output must have a value other than None, but for --dry_run.',
+  )
+  return output, dry_run
 
 
 def beam_options(

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import glob
 import os
+import time
 
 import apache_beam as beam
 from apache_beam.ml.inference import base
@@ -20,8 +21,11 @@ import pyarrow.parquet as pq
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
+from beam_jobs import amounts
 from beam_jobs import descriptor_file
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from transvw_tf2 import errors
 from transvw_tf2.scans import thumbnail
 from transvw_tf2.serving import encoders
@@ -141,6 +145,48 @@ def check_model(model: str, shape: Sequence[int] = thumbnail.SHAPE) -> None:
     )
 
 
+def plan_index(
+  index: str,
+  model: str,
+  folder: str,
+  *,
+  batch_size: int = BATCH_SIZE,
+  options: pipeline_options.PipelineOptions | None = None,
+) -> plan.Plan:
+  """Plans `describe_index`; the probe describes a batch of air.
+
+  Args:
+    index: see `describe_index`.
+    model: see `describe_index`.
+    folder: of the output.
+    batch_size: see `describe_index`.
+    options: Beam options.
+
+  Raises:
+    UserError: the model does not fit.
+  """
+  info = tfds.builder_from_directory(index).info
+  check_model(model, info.features['thumbnail'].shape)
+  scans = info.splits.total_num_examples
+  encoder = encoders.load(model, signatures.THUMBNAILS)
+  batch = np.full((min(batch_size, scans), *encoder.shape), -1000, np.int16)
+  encoder.embed(batch)  # the first call is slow
+  start = time.monotonic()
+  encoder.embed(batch)
+  seconds = (time.monotonic() - start) / len(batch) * scans
+  return plan.make(
+    reads=f'{scans} thumbnails, {amounts.size(info.dataset_size)} to read',
+    makes=f'{scans} descriptors of {encoder.embedding_size} numbers',
+    # The encoder takes all cores, however many workers there are.
+    seconds=0.0,
+    seconds_alone=seconds,
+    # As rows, and then as one file.
+    needed_bytes=scans * (encoder.embedding_size * 10 + 1024) + (64 << 10),
+    folder=folder,
+    options=options,
+  )
+
+
 def describe_index(
   index: str,
   model: str,
@@ -174,22 +220,26 @@ def describe_index(
     for path in info.splits[split].filepaths
   ]
   prefix = os.path.join(folder, 'descriptors.tmp')
-  pipelines.run(
-    beam.Create(paths)
-    | 'SpreadShards' >> beam.Reshuffle()
-    | 'ReadThumbnails' >> beam.FlatMap(_read_thumbnails, index)
-    | 'Describe' >> DescribeThumbnails(model, batch_size)
-    | 'MakeRows'
-    >> beam.MapTuple(
-      lambda scan_id, descriptor: {
-        'scan_id': scan_id,
-        'descriptor': descriptor.astype('<f4').tobytes(),
-      }
+  log = progress.ScanLog(folder)
+  scans = info.splits.total_num_examples
+  with progress.Watch(log, 'thumbnails', scans, info.dataset_size):
+    pipelines.run(
+      beam.Create(paths)
+      | 'SpreadShards' >> beam.Reshuffle()
+      | 'ReadThumbnails' >> beam.FlatMap(_read_thumbnails, index, log)
+      | 'Describe' >> DescribeThumbnails(model, batch_size)
+      | 'MakeRows'
+      >> beam.MapTuple(
+        lambda scan_id, descriptor: {
+          'scan_id': scan_id,
+          'descriptor': descriptor.astype('<f4').tobytes(),
+        }
+      )
+      | 'WriteDescriptors' >> beam.io.WriteToParquet(prefix, _ROW_SCHEMA),
+      runner=runner,
+      options=options,
     )
-    | 'WriteDescriptors' >> beam.io.WriteToParquet(prefix, _ROW_SCHEMA),
-    runner=runner,
-    options=options,
-  )
+  log.remove()
   found = {}
   for path in glob.glob(glob.escape(prefix) + '*'):
     for row in pq.read_table(path).to_pylist():
@@ -201,12 +251,19 @@ def describe_index(
   return scan_ids, matrix
 
 
-def _read_thumbnails(path: str, index: str) -> Iterator[tuple[str, np.ndarray]]:
+def _read_thumbnails(
+  path: str, index: str, log: progress.ScanLog
+) -> Iterator[tuple[str, np.ndarray]]:
   """Gives (scan id, int16 [x, y, z] HU) of a shard."""
   features = tfds.builder_from_directory(index).info.features
   for record in tf.data.TFRecordDataset(path).as_numpy_iterator():
+    start = time.monotonic()
     example = features.deserialize_example_np(record)
-    yield example['scan_id'].decode(), example['thumbnail']
+    scan_id = example['scan_id'].decode()
+    yield scan_id, example['thumbnail']
+    # What comes after is done before the generator goes on.
+    seconds = round(time.monotonic() - start, 3)
+    log.add(progress.Entry(scan_id, read_bytes=len(record), seconds=seconds))
 
 
 def _by(sides) -> str:

@@ -5,8 +5,9 @@ r"""Describes scans by a trained autoencoder, without reading them again.
       --direct_running_mode=multi_processing
 
 INDEX is what `index_scans` wrote, MODEL what `transvw_tf2.export` wrote for a
-run of gin/runs/autoencoder.gin. All that is not a flag of this job is handed to
-Beam as an option.
+run of gin/runs/autoencoder.gin. First a line says what the job will read, write
+and take; with `--dry_run` that is all. All that is not a flag of this job is
+handed to Beam as an option.
 """
 
 from collections.abc import Sequence
@@ -16,6 +17,7 @@ from apache_beam.options import pipeline_options
 
 from beam_jobs import common_flags
 from beam_jobs import describe
+from beam_jobs import plan
 from transvw_tf2 import mains
 from transvw_tf2 import output_lock
 from transvw_tf2.discovery import vocabulary
@@ -27,8 +29,8 @@ _DATA = flags.DEFINE_string(
 _MODEL = flags.DEFINE_string(
   'descriptor_model', None, 'Exported autoencoder.', required=True
 )
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'File to write, descriptors.npz.', required=True
+_OUTPUT, _DRY_RUN = common_flags.define_output(
+  'File to write, descriptors.npz.'
 )
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', describe.BATCH_SIZE, 'Scans at a time.', lower_bound=1
@@ -38,28 +40,38 @@ _BATCH_SIZE = flags.DEFINE_integer(
 def run(
   data: str,
   model: str,
-  output: str,
+  output: str | None,
   *,
   batch_size: int = describe.BATCH_SIZE,
+  dry_run: bool = False,
   options: pipeline_options.PipelineOptions | None = None,
-) -> int:
+) -> int | None:
   """Writes the descriptors of all scans of an index.
 
   Args:
     data: folder that `index_scans` wrote.
     model: folder that `transvw_tf2.export` wrote for an autoencoder.
-    output: file to write; it appears only when all is written.
+    output: file to write; it appears only when all is written. A dry run takes
+      None for the working directory.
     batch_size: thumbnails per call of the encoder.
+    dry_run: print the plan and do nothing else.
     options: Beam options.
 
   Returns:
-    The number of scans.
+    The number of scans, None in a dry run.
 
   Raises:
-    UserError: as `output_lock.making`, or the index or the model is wrong.
+    UserError: as `output_lock.making`, the disk cannot hold the output, or the
+      index or the model is wrong.
   """
   common_flags.check_output(output)
+  folder = plan.check_new(output, 'file')
   index = built_data.open_data(data, built_data.THUMBNAILS).data_dir
+  describe.plan_index(
+    index, model, folder, batch_size=batch_size, options=options
+  ).announce()
+  if dry_run:
+    return None
   file = vocabulary.DESCRIPTORS_FILE
   with output_lock.making(output, file) as temporary:
     scan_ids, matrix = describe.describe_index(
@@ -75,8 +87,11 @@ def main(argv: Sequence[str]) -> None:
     _MODEL.value,
     _OUTPUT.value,
     batch_size=_BATCH_SIZE.value,
+    dry_run=_DRY_RUN.value,
     options=common_flags.beam_options(argv[1:]),
   )
+  if count is None:
+    return
   print(f'descriptors of {count} scans: {_OUTPUT.value}')
 
 

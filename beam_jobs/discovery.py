@@ -17,6 +17,8 @@ import pyarrow.parquet as pq
 from beam_jobs import descriptor_file
 from beam_jobs import descriptor_settings
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2 import schema
@@ -91,7 +93,8 @@ def discover(
 ) -> Result:
   """Discovers the visual words of a collection and writes them to a folder.
 
-  Writes vocabulary.json, instances.csv, rejected.csv and descriptors.npz.
+  Writes vocabulary.json, instances.csv, rejected.csv, descriptors.npz and
+  counters.json.
 
   Args:
     scan_files: from `luna16.find_scans`; held-out scans are not read.
@@ -103,7 +106,7 @@ def discover(
       folder, to which words are added until there are `settings.words`. The
       other settings are those it was made with.
     described_by: see `descriptor_settings.DescriptorSettings`.
-    descriptors_only: write only rejected.csv and descriptors.npz.
+    descriptors_only: write no words and no instances.
     runner: see `pipelines.run`.
     options: Beam options.
 
@@ -113,6 +116,64 @@ def discover(
       a bad scan.
   """
   described_by = described_by or descriptor_settings.DescriptorSettings()
+  wanted, settings, old = check(scan_files, settings, extend, described_by)
+  summaries = os.path.join(folder, 'summaries.tmp')
+  os.makedirs(summaries)
+  try:
+    stop = transforms.StopFile(os.path.join(summaries, 'stop'))
+    log = progress.ScanLog(summaries)
+    with progress.watch_scans(log, 'scans for words', wanted):
+      pipelines.run(
+        beam.Create(wanted)
+        | transforms.SummariseScans(
+          os.path.join(summaries, 'part'),
+          settings,
+          stop if strict else None,
+          described_by.descriptor_model,
+          log,
+        ),
+        runner=runner,
+        options=options,
+      )
+    if line := stop.read():
+      raise errors.UserError(
+        f'strict: a scan cannot be used: {line}; mend or remove it, or leave'
+        ' out strict to go on without it'
+      )
+    result = _build(
+      summaries, folder, settings, extend, old, described_by, descriptors_only
+    )
+  finally:
+    shutil.rmtree(summaries)
+  _write_counters(folder, result, wanted)
+  return result
+
+
+def check(
+  scan_files: Sequence[luna16.ScanFile],
+  settings: settings_lib.Settings,
+  extend: str | None,
+  described_by: descriptor_settings.DescriptorSettings,
+) -> tuple[
+  list[luna16.ScanFile],
+  settings_lib.Settings,
+  vocabulary.Vocabulary | None,
+]:
+  """Checks all that can be without reading a scan.
+
+  Args:
+    scan_files: see `discover`.
+    settings: see `discover`.
+    extend: see `discover`.
+    described_by: see `discover`.
+
+  Returns:
+    The scans to be read, sorted; the settings in force; and the vocabulary to
+    be extended.
+
+  Raises:
+    UserError: as `discover`.
+  """
   described_by.check_model()
   old = None
   if extend:
@@ -124,31 +185,22 @@ def discover(
       f'none of {len(scan_files)} scans belongs to the training split; LUNA16'
       ' folds 0-4 (subset0 .. subset4) or a train/ folder are needed'
     )
-  summaries = os.path.join(folder, 'summaries.tmp')
-  os.makedirs(summaries)
-  try:
-    stop = transforms.StopFile(os.path.join(summaries, 'stop'))
-    pipelines.run(
-      beam.Create(wanted)
-      | transforms.SummariseScans(
-        os.path.join(summaries, 'part'),
-        settings,
-        stop if strict else None,
-        described_by.descriptor_model,
+  return wanted, settings, old
+
+
+def _write_counters(folder: str, result: Result, wanted) -> None:
+  progress.write_counters(
+    folder,
+    discovery={
+      'scans_read': result.scans_read,
+      'bytes_read': plan.count_bytes(wanted) or None,
+      'rejected': progress.count_reasons(
+        [reason for _, reason, _ in result.rejected]
       ),
-      runner=runner,
-      options=options,
-    )
-    if line := stop.read():
-      raise errors.UserError(
-        f'strict: a scan cannot be used: {line}; mend or remove it, or leave'
-        ' out strict to go on without it'
-      )
-    return _build(
-      summaries, folder, settings, extend, old, described_by, descriptors_only
-    )
-  finally:
-    shutil.rmtree(summaries)
+      'reduced_borders': result.reduced_borders,
+      'relaxed_filters': result.relaxed_filters,
+    },
+  )
 
 
 def _read_extended(
@@ -167,11 +219,18 @@ def _read_extended(
       ' give more, the old ones included'
     )
   settings_lib.check_same(settings, old.settings, extend, leave_out=('words',))
+  check_scans(scan_files, old)
+  return old
+
+
+def check_scans(
+  scan_files: Sequence[luna16.ScanFile], words: vocabulary.Vocabulary
+) -> None:
+  """Raises UserError unless all scans of a vocabulary are there."""
   known = {one.scan_id for one in scan_files}
-  for one in old.instances:
+  for one in words.instances:
     if one.scan_id not in known:
       raise _missing_scan(one.scan_id, scan_files)
-  return old
 
 
 def _missing_scan(scan_id, scan_files) -> errors.UserError:
@@ -197,6 +256,7 @@ def copy_vocabulary(source: str, folder: str) -> vocabulary.Vocabulary:
     vocabulary.INSTANCES_FILE,
     vocabulary.REJECTED_FILE,
     vocabulary.DESCRIPTORS_FILE,
+    progress.COUNTERS_FILE,
   ):
     # Only the first two are needed to cut the cubes.
     if os.path.exists(os.path.join(source, name)):
@@ -237,17 +297,38 @@ def cut_cubes(
     raise _missing_scan(error.args[0], scan_files) from error
   os.makedirs(folder)
   stop = transforms.StopFile(os.path.join(folder, 'stop'))
-  pipelines.run(
-    beam.Create(requests) | transforms.CutCubes(stop),
-    runner=runner,
-    options=options,
-  )
+  log = progress.ScanLog(folder)
+  files = [one.scan_file for one in requests]
+  with progress.watch_scans(log, 'scans for cubes', files):
+    pipelines.run(
+      beam.Create(requests) | transforms.CutCubes(stop, log),
+      runner=runner,
+      options=options,
+    )
   if line := stop.read():
     raise errors.UserError(
       f'no cubes can be cut: {line}; use the scans that the vocabulary was made'
       ' from, or discover the words anew'
     )
   return requests
+
+
+def cube_counters(
+  requests: Sequence[transforms.CutRequest],
+) -> dict[str, object]:
+  """Returns what pass 2 counted, for `progress.write_counters`.
+
+  Args:
+    requests: from `cut_cubes`, all of which were met.
+  """
+  splits = collections.Counter(
+    one.split for request in requests for one in request.instances
+  )
+  return {
+    'scans_read': len(requests),
+    'bytes_read': plan.count_bytes([one.scan_file for one in requests]) or None,
+    'cubes': dict(splits),
+  }
 
 
 def _build(

@@ -6,7 +6,9 @@ r"""Embeds a folder of scans with an exported encoder, into Parquet.
 
 ENCODER is what `transvw_tf2.export` wrote for a run of pre-training. EMBEDDINGS
 gets two files per scan (`embedding_files` describes them), of all scans, held
-out or not, and rejected.csv with a reason for each scan that cannot be used.
+out or not, rejected.csv with a reason for each scan that cannot be used, and
+counters.json. First a line says what the job will read, write and take; with
+`--dry_run` that is all.
 The same command again goes on where it was cut off: a scan whose files are
 there is not read again. One run at a time may write to a folder. All that is
 not a flag of this job is handed to Beam as an option.
@@ -20,23 +22,31 @@ import dataclasses
 import glob
 import os
 import tempfile
+import time
 
 from absl import flags
 import apache_beam as beam
 from apache_beam.options import pipeline_options
+import numpy as np
 import pyarrow.parquet as pq
 import tensorflow as tf
 
+from beam_jobs import amounts
 from beam_jobs import common_flags
 from beam_jobs import embedding_files
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import scan_embedder
 from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import output_lock
+from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
+from transvw_tf2.scans import reader
+from transvw_tf2.scans import storage
 from transvw_tf2.serving import embed
 from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
@@ -45,11 +55,8 @@ _SCANS = flags.DEFINE_string('scans', None, 'Folder of scans.', required=True)
 _MODEL = flags.DEFINE_string(
   'model', None, 'Folder that transvw_tf2.export wrote.', required=True
 )
-_OUTPUT = flags.DEFINE_string(
-  'output',
-  None,
-  'Folder for the embeddings, new or to go on with.',
-  required=True,
+_OUTPUT, _DRY_RUN = common_flags.define_output(
+  'Folder for the embeddings, new or to go on with.'
 )
 _STRIDE = flags.DEFINE_list(
   'stride',
@@ -60,6 +67,11 @@ _STRIDE = flags.DEFINE_list(
 _BATCH_SIZE = flags.DEFINE_integer(
   'batch_size', 8, 'Cubes per call of the model.', lower_bound=1
 )
+
+
+# Scans whose headers are read to know how many cubes there are; with more, the
+# others are taken to be like these.
+_LOOKED_AT = 64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,34 +94,60 @@ class Result:
 def run(
   scans: str,
   model: str,
-  output: str,
+  output: str | None,
   *,
   stride: Sequence[int] | None = None,
   batch_size: int = 8,
+  dry_run: bool = False,
   options: pipeline_options.PipelineOptions | None = None,
-) -> Result:
+) -> Result | None:
   """Embeds the scans of a folder that are not in `output` yet.
 
   Args:
     scans: folder in LUNA16's layout, or with train/ and validation/.
     model: folder that `transvw_tf2.export` wrote for a Y-Net or U-Net.
-    output: folder of embeddings; made where there is none.
+    output: folder of embeddings; made where there is none. A dry run takes None
+      for a new one in the working directory.
     stride: voxels between cubes along x, y and z; the cube itself by default.
     batch_size: cubes per call of the encoder.
+    dry_run: print the plan and do nothing else.
     options: Beam options.
 
+  Returns:
+    What was done, None in a dry run.
+
   Raises:
-    UserError: `output` is of another model or stride, cannot be written, or is
-      being written by another run, the model or the stride is wrong, no scan
-      can be used, or as `luna16.find_scans` says.
+    UserError: `output` is of another model or stride, cannot be written, is
+      being written by another run or lies on too small a disk, the model or the
+      stride is wrong, no scan can be used, or as `luna16.find_scans` says.
   """
   common_flags.check_output(output)
   scan_files = luna16.find_scans(scans)
-  settings = describe_settings(model, stride)
+  encoder = encoders.load(model, signatures.CUBES)
+  settings = describe_settings(model, encoder, stride)
+  if output is not None:
+    embedding_files.check_folder(output, settings)
+  if left := _find_left(scan_files, output):
+    folder = output or os.getcwd()
+    _plan(left, encoder, settings, batch_size, folder, options).announce()
+  if dry_run:
+    if not left:
+      print(f'plan: nothing is left to do in {output}')
+    return None
+  del encoder  # its memory; each worker loads its own
   with output_lock.hold(output):
     return _go_on(
       scans, scan_files, model, output, settings, batch_size, options
     )
+
+
+def _find_left(scan_files, output) -> list[luna16.ScanFile]:
+  """Returns the scans that are not embedded yet."""
+  return [
+    one
+    for one in scan_files
+    if output is None or not embedding_files.is_finished(output, one.scan_id)
+  ]
 
 
 def _go_on(
@@ -117,11 +155,7 @@ def _go_on(
 ) -> Result:
   """Embeds what is left."""
   embedding_files.prepare_folder(output, settings)
-  left = [
-    one
-    for one in scan_files
-    if not embedding_files.is_finished(output, one.scan_id)
-  ]
+  left = _find_left(scan_files, output)
   handler = scan_embedder.ScanEncoderHandler(
     os.path.abspath(model), settings.stride, batch_size
   )
@@ -134,6 +168,7 @@ def _go_on(
       f'none of {len(scan_files)} scans in {scans} can be used, first'
       f' {": ".join(rejected[0])}; see {output}/rejected.csv'
     )
+  _write_counters(output, scan_files, rejected)
   return Result(
     written=len(left) - len(rejected),
     skipped=len(scan_files) - len(left),
@@ -143,7 +178,7 @@ def _go_on(
 
 
 def describe_settings(
-  model: str, stride: Sequence[int] | None
+  model: str, encoder: encoders.Encoder, stride: Sequence[int] | None
 ) -> embedding_files.Settings:
   """Returns the settings of a folder of embeddings.
 
@@ -152,7 +187,6 @@ def describe_settings(
   """
   # Asked before the pipeline is run: what a worker raises reaches the user as
   # text that differs from engine to engine.
-  encoder = encoders.load(model, signatures.CUBES)
   stride = tuple(stride or encoder.shape)
   embed.cube_places(encoder.shape, encoder.shape, stride)
   try:
@@ -171,22 +205,96 @@ def describe_settings(
   )
 
 
+def _plan(
+  scan_files, encoder, settings, batch_size, folder, options
+) -> plan.Plan:
+  """Plans the scans that are left; the probe embeds two batches of air."""
+  cubes = _estimate_cubes(scan_files, settings)
+  needed = embedding_files.bytes_of(
+    cubes, len(scan_files), settings.embedding_size
+  )
+  batch = np.full(
+    (min(batch_size, max(cubes, 1)), *settings.cube_shape),
+    schema.HU_MIN,
+    np.int16,
+  )
+  encoder.embed(batch)  # the first call is slow
+  start = time.monotonic()
+  encoder.embed(batch)
+  seconds = (time.monotonic() - start) / len(batch) * cubes
+
+  def work(scan_file) -> plan.Reading:
+    began = time.monotonic()
+    plan.read_scan(scan_file.path, cube_shape=settings.cube_shape)
+    return plan.Reading(scan_file, time.monotonic() - began)
+
+  return plan.make(
+    reads=plan.reads_text(scan_files),
+    makes=f'about {cubes:,} embeddings, {amounts.size(needed)}',
+    seconds=plan.scale(plan.probe(scan_files, work), scan_files),
+    # The encoder takes all cores, however many workers there are.
+    seconds_alone=seconds,
+    needed_bytes=needed,
+    folder=folder,
+    options=options,
+  )
+
+
+def _estimate_cubes(scan_files, settings) -> int:
+  """Returns how many cubes there are, from the headers of some scans."""
+  found, counted = 0, 0
+  looked_at = _LOOKED_AT
+  if any(storage.is_remote(one.path) for one in scan_files):
+    looked_at = plan.PROBED_SCANS  # each is copied whole
+  for one in plan.stable_order(scan_files)[:looked_at]:
+    try:
+      size = reader.read_geometry(one.path).size
+      places = embed.cube_places(size, settings.cube_shape, settings.stride)
+    except (reader.ScanError, errors.UserError):
+      continue  # the job will say why
+    found += 1
+    counted += len(places)
+  if len(scan_files) <= looked_at:
+    return counted
+  return round(counted / max(found, 1) * len(scan_files))
+
+
+def _write_counters(output, scan_files, rejected) -> None:
+  """Counts what the folder holds, however many runs it took."""
+  finished = embedding_files.list_scans(output)
+  progress.write_counters(
+    output,
+    embeddings={
+      'scans_read': len(scan_files),
+      'bytes_read': plan.count_bytes(scan_files) or None,
+      'rejected': progress.count_reasons([reason for _, reason, _ in rejected]),
+      'scans': len(finished),
+      'cubes': sum(
+        embedding_files.count_places(output, scan_id) for scan_id in finished
+      ),
+    },
+  )
+
+
 def _embed(scan_files, handler, output, settings, options):
   """Returns Beam's counters and the rejected rows, sorted."""
   prefix = embedding_files.WORK_PREFIX
   with tempfile.TemporaryDirectory(dir=output, prefix=prefix) as folder:
     stop = transforms.StopFile(os.path.join(folder, 'stop.txt'))
-    counters = pipelines.run(
-      beam.Create(scan_files)
-      | scan_embedder.EmbedScans(
-        handler,
-        output,
-        settings.cube_shape,
-        os.path.join(folder, 'part'),
-        stop,
-      ),
-      options=options,
-    )
+    log = progress.ScanLog(folder)
+    with progress.watch_scans(log, 'scans for embeddings', scan_files):
+      counters = pipelines.run(
+        beam.Create(scan_files)
+        | scan_embedder.EmbedScans(
+          handler,
+          output,
+          settings.cube_shape,
+          os.path.join(folder, 'part'),
+          stop,
+          log,
+        ),
+        options=options,
+      )
     if line := stop.read():
       raise errors.UserError(line)
     paths = glob.glob(os.path.join(glob.escape(folder), '*.parquet'))
@@ -204,8 +312,11 @@ def main(argv: Sequence[str]) -> None:
     _OUTPUT.value,
     stride=_STRIDE.value and embed.parse_stride(_STRIDE.value),
     batch_size=_BATCH_SIZE.value,
+    dry_run=_DRY_RUN.value,
     options=common_flags.beam_options(argv[1:]),
   )
+  if result is None:
+    return
   print(f'embedded scans: {result.written}')
   print(f'finished before: {result.skipped}')
   print(f'rejected scans: {len(result.rejected)}')

@@ -104,13 +104,8 @@ def middle_voxels(places: np.ndarray, cube_shape: Sequence[int]) -> np.ndarray:
   return np.asarray(places) + (np.asarray(cube_shape) - 1) / 2
 
 
-def prepare_folder(folder: str, settings: Settings) -> None:
-  """Makes a folder ready for more scans, and clears what a killed run left.
-
-  Raises:
-    UserError: the folder is of another model or grid, is no folder of
-      embeddings, or cannot be written.
-  """
+def check_folder(folder: str, settings: Settings) -> None:
+  """Raises UserError for a folder of another model or grid, or of others."""
   if os.path.isfile(os.path.join(folder, SETTINGS_FILE)):
     _check_same(folder, read_settings(folder), settings)
   elif os.path.lexists(folder) and (
@@ -120,6 +115,15 @@ def prepare_folder(folder: str, settings: Settings) -> None:
       f'--output {folder} exists and is no folder of embeddings (no'
       f' {SETTINGS_FILE} in it); give another folder'
     )
+
+
+def prepare_folder(folder: str, settings: Settings) -> None:
+  """Makes a folder ready for more scans, and clears what a killed run left.
+
+  Raises:
+    UserError: as `check_folder`, or it cannot be written.
+  """
+  check_folder(folder, settings)
   try:
     for name in (PLACES_FOLDER, SCANS_FOLDER):
       path = os.path.join(folder, name)
@@ -227,6 +231,20 @@ def write_scan(
     'mean': embedding.mean,
   }
   _write(pa.Table.from_pylist([row], schema=SCAN_SCHEMA), scan_path)
+
+
+def bytes_of(cubes: int, scans: int, embedding_size: int) -> int:
+  """Returns the most that the files of so many cubes and scans take."""
+  numbers = cubes * embedding_size
+  # Parquet begins with a dictionary of the numbers of a file, which is of no
+  # use where they hardly repeat, and gives it up at 1 MiB.
+  in_dictionary = min(numbers, scans * (300 << 10))
+  return (
+    4 * numbers
+    + 5 * in_dictionary // 2
+    + 64 * cubes
+    + scans * (8 * embedding_size + (20 << 10))
+  )
 
 
 def list_scans(folder: str) -> list[str]:

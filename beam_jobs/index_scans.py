@@ -7,7 +7,9 @@ r"""Writes a thumbnail of each scan into shards, for the autoencoder.
 Each scan is read once, clipped to [-1000, 1000] HU and resized to 128x128x64
 voxels of int16, 2 MiB a scan. INDEX is a TFDS data set with the splits `train`
 and `validation`, by patient; `rejected.csv` lists the scans that cannot be
-used. All that is not a flag of this job is handed to Beam as an option.
+used, and `counters.json` says what was read. First a line says what the job
+will read, write and take; with `--dry_run` that is all. All that is not a flag
+of this job is handed to Beam as an option.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,8 @@ import pyarrow.parquet as pq
 
 from beam_jobs import common_flags
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import thumbnails
 from transvw_tf2 import errors
 from transvw_tf2 import mains
@@ -33,9 +37,7 @@ from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
 
 _SCANS = flags.DEFINE_string('scans', None, 'Folder of scans.', required=True)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Folder to make for the index.', required=True
-)
+_OUTPUT, _DRY_RUN = common_flags.define_output('Folder to make for the index.')
 
 _DESCRIPTION = 'Chest CT scans, resized whole to 128x128x64 voxels.'
 
@@ -55,34 +57,50 @@ class Result:
 
 def run(
   scans: str,
-  output: str,
+  output: str | None,
   *,
+  dry_run: bool = False,
   options: pipeline_options.PipelineOptions | None = None,
-) -> Result:
+) -> Result | None:
   """Writes the thumbnails of a folder of scans into a new folder.
 
   Args:
     scans: folder in LUNA16's layout, or with train/ and validation/.
-    output: folder to make; it appears only when all is written.
+    output: folder to make; it appears only when all is written. A dry run
+      takes None for the working directory.
+    dry_run: print the plan and do nothing else.
     options: Beam options.
 
+  Returns:
+    What was written, None in a dry run.
+
   Raises:
-    UserError: there is no usable training scan, or as `output_lock.making` and
-      `luna16.find_scans` say.
+    UserError: there is no usable training scan, the disk cannot hold the index,
+      or as `output_lock.making` and `luna16.find_scans` say.
   """
   common_flags.check_output(output)
+  folder = plan.check_new(output, 'folder')
   scan_files = luna16.find_scans(scans)
+  if dry_run:
+    thumbnails.plan_index(scan_files, folder, options).announce()
+    return None
   with output_lock.making(output) as temporary:
+    # What a killed run left is gone, and counts as free.
+    thumbnails.plan_index(scan_files, folder, options).announce()
     rows_folder = os.path.join(temporary, 'rows.tmp')
     os.makedirs(rows_folder)
     requests = thumbnails.plan_shards(scan_files, temporary)
-    pipelines.run(
-      beam.Create(requests)
-      | thumbnails.WriteShards(os.path.join(rows_folder, 'part')),
-      options=options,
-    )
+    files = [one for request in requests for one in request.scan_files]
+    log = progress.ScanLog(rows_folder)
+    with progress.watch_scans(log, 'scans for the index', files):
+      pipelines.run(
+        beam.Create(requests)
+        | thumbnails.WriteShards(os.path.join(rows_folder, 'part'), log),
+        options=options,
+      )
     result = _describe(requests, _read_rows(rows_folder), temporary)
     shutil.rmtree(rows_folder)
+    _write_counters(temporary, result, files)
   return result
 
 
@@ -128,10 +146,29 @@ def _describe(requests, rows, folder) -> Result:
   )
 
 
+def _write_counters(folder, result, files) -> None:
+  progress.write_counters(
+    folder,
+    index={
+      'scans_read': len(files),
+      'bytes_read': plan.count_bytes(files) or None,
+      'rejected': progress.count_reasons(
+        [reason for _, reason, _ in result.rejected]
+      ),
+      'thumbnails': result.thumbnails,
+    },
+  )
+
+
 def main(argv: Sequence[str]) -> None:
   result = run(
-    _SCANS.value, _OUTPUT.value, options=common_flags.beam_options(argv[1:])
+    _SCANS.value,
+    _OUTPUT.value,
+    dry_run=_DRY_RUN.value,
+    options=common_flags.beam_options(argv[1:]),
   )
+  if result is None:
+    return
   for split, count in result.thumbnails.items():
     print(f'{split}: {count} thumbnails')
   print(f'rejected scans: {len(result.rejected)}')

@@ -9,6 +9,7 @@ and written before the next is read, and a worker holds one at a time.
 from collections.abc import Iterable
 from collections.abc import Iterator
 from collections.abc import Sequence
+import time
 
 import apache_beam as beam
 from apache_beam import pvalue
@@ -18,6 +19,7 @@ import pyarrow as pa
 
 from beam_jobs import embedding_files
 from beam_jobs import pipelines
+from beam_jobs import progress
 from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2.scans import geometry as geometry_lib
@@ -28,14 +30,15 @@ from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
 
 _REJECTED = 'rejected'
+_NOT_FINITE = 'embedding_not_finite'
 
 # One row per scan that cannot be used.
 REJECTED_SCHEMA = pa.schema(
   [(name, pa.string()) for name in ('scan_id', 'reason', 'detail')]
 )
 
-# What goes with a scan past the encoder.
-_Key = tuple[luna16.ScanFile, geometry_lib.Geometry]
+# What goes with a scan past the encoder; last, when its reading began.
+_Key = tuple[luna16.ScanFile, geometry_lib.Geometry, float]
 
 
 class ScanEncoderHandler(
@@ -86,28 +89,37 @@ class ScanEncoderHandler(
 
 
 class ReadScanFn(beam.DoFn):
-  """Gives [((scan file, geometry), int16 [x, y, z] HU)], a batch of one.
+  """Gives [(_Key, int16 [x, y, z] HU)], a batch of one.
 
   Beam's own batches go on only when the next element comes, so that two scans
   would be in memory, one of them unwritten while the next is read. A scan that
   cannot be used gives a row of `REJECTED_SCHEMA` aside.
   """
 
-  def __init__(self, cube_shape: Sequence[int], stop: transforms.StopFile):
+  def __init__(
+    self,
+    cube_shape: Sequence[int],
+    stop: transforms.StopFile,
+    log: progress.ScanLog,
+  ):
     self._cube_shape = cube_shape
     self._stop = stop
+    self._log = log
 
   # Without types of results: Beam warns of those that it cannot take in.
   def process(self, scan_file: luna16.ScanFile) -> Iterator:
     if self._stop.read():
       return
     pipelines.count('scans_read')
+    start = time.monotonic()
     try:
       scan = reader.read_scan(scan_file.path, cube_shape=self._cube_shape)
     except reader.ScanError as error:
+      entry = progress.Entry(scan_file.scan_id, error.reason)
+      progress.add_line(self._log, scan_file, entry, start)
       yield _reject(scan_file.scan_id, error.reason, error.detail)
       return
-    yield [((scan_file, scan.geometry), scan.hu)]
+    yield [((scan_file, scan.geometry, start), scan.hu)]
 
 
 class WriteEmbeddingFn(beam.DoFn):
@@ -117,19 +129,27 @@ class WriteEmbeddingFn(beam.DoFn):
   """
 
   def __init__(
-    self, folder: str, cube_shape: Sequence[int], stop: transforms.StopFile
+    self,
+    folder: str,
+    cube_shape: Sequence[int],
+    stop: transforms.StopFile,
+    log: progress.ScanLog,
   ):
     self._folder = folder
     self._cube_shape = cube_shape
     self._stop = stop
+    self._log = log
 
   def process(self, element: tuple[_Key, embed.ScanEmbedding]) -> Iterator:
-    (scan_file, geometry), embedding = element
+    (scan_file, geometry, start), embedding = element
+    entry = progress.Entry(scan_file.scan_id, cubes=len(embedding.places))
     finite = np.isfinite(embedding.embeddings).all(axis=1)
     if not finite.all():
+      entry.outcome = _NOT_FINITE
+      progress.add_line(self._log, scan_file, entry, start)
       yield _reject(
         scan_file.scan_id,
-        'embedding_not_finite',
+        _NOT_FINITE,
         f'{np.count_nonzero(~finite)} of {len(finite)} embeddings of'
         f' {scan_file.path} hold NaN or infinite numbers',
       )
@@ -142,6 +162,7 @@ class WriteEmbeddingFn(beam.DoFn):
       self._stop.write(str(error))
       return
     pipelines.count('scans_written')
+    progress.add_line(self._log, scan_file, entry, start)
 
 
 def _reject(scan_id, reason, detail) -> pvalue.TaggedOutput:
@@ -164,6 +185,7 @@ class EmbedScans(beam.PTransform):
     cube_shape: Sequence[int],
     rejected_prefix: str,
     stop: transforms.StopFile,
+    log: progress.ScanLog,
   ):
     super().__init__()
     self._handler = handler
@@ -171,6 +193,7 @@ class EmbedScans(beam.PTransform):
     self._cube_shape = tuple(cube_shape)
     self._rejected_prefix = rejected_prefix
     self._stop = stop
+    self._log = log
 
   def expand(self, scan_files):
     handler = base.KeyedModelHandler(self._handler).with_no_batching()
@@ -178,16 +201,16 @@ class EmbedScans(beam.PTransform):
       scan_files
       | 'SpreadScans' >> beam.Reshuffle()
       | 'ReadScan'
-      >> beam.ParDo(ReadScanFn(self._cube_shape, self._stop)).with_outputs(
-        _REJECTED, main='scans'
-      )
+      >> beam.ParDo(
+        ReadScanFn(self._cube_shape, self._stop, self._log)
+      ).with_outputs(_REJECTED, main='scans')
     )
     written = (
       read['scans']
       | 'RunEncoder' >> base.RunInference(handler)
       | 'WriteEmbedding'
       >> beam.ParDo(
-        WriteEmbeddingFn(self._folder, self._cube_shape, self._stop)
+        WriteEmbeddingFn(self._folder, self._cube_shape, self._stop, self._log)
       ).with_outputs(_REJECTED, main='written')
     )
     return (

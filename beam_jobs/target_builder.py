@@ -12,6 +12,8 @@ import tensorflow_datasets as tfds
 
 from beam_jobs import builders
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import record_writer
 from beam_jobs import target_cubes
 from transvw_tf2 import errors
@@ -124,6 +126,13 @@ class TargetBuilder(
     )
     if unknown and config.strict:
       raise target_cubes.strict_error(': '.join(min(unknown)))
+    features = self.info.features
+    target_cubes.plan_targets(
+      requests,
+      'mask' in features,
+      os.fspath(self.data_path.parent),
+      pipeline.options,
+    ).announce()
     rejected = target_cubes.cut_targets(
       requests,
       folder,
@@ -131,13 +140,25 @@ class TargetBuilder(
       runner=pipeline.runner,
       options=pipeline.options,
     )
-    features = self.info.features
+    counts = target_cubes.count_examples(requests)
     splits = _report(
       config.name,
       os.fspath(self.data_path),
-      target_cubes.count_examples(requests),
+      counts,
       sorted(unknown + rejected),
       features['label'].names if 'label' in features else (),
+    )
+    files = [one.scan_file for one in requests]
+    progress.write_counters(
+      os.fspath(self.data_path),
+      cubes={
+        'scans_read': len(files),
+        'bytes_read': plan.count_bytes(files) or None,
+        'rejected': progress.count_reasons(
+          [reason for _, reason, _ in unknown + rejected]
+        ),
+        'cubes': {split: one.total() for split, one in counts.items()},
+      },
     )
     return {
       split: self._generate_examples(

@@ -8,14 +8,20 @@ from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
 import json
+import math
 import os
+import time
 
 import apache_beam as beam
+from apache_beam.options import pipeline_options
 import numpy as np
 import tensorflow_datasets as tfds
 import threadpoolctl
 
+from beam_jobs import amounts
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import transforms
 from transvw_tf2 import errors
 from transvw_tf2 import schema
@@ -23,6 +29,9 @@ from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
 from transvw_tf2.scans import target_cubes
 from transvw_tf2.scans import target_places
+
+# The other features of a record and their names, without the id of the scan.
+_FEATURE_BYTES = 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,8 +60,13 @@ class CutTargetsFn(beam.DoFn):
   stop file, the first of these stops the pass.
   """
 
-  def __init__(self, stop: transforms.StopFile | None):
+  def __init__(
+    self,
+    stop: transforms.StopFile | None,
+    log: progress.ScanLog | None = None,
+  ):
     self._stop = stop
+    self._log = log
 
   def process(self, request: Request) -> Iterator[list[tuple[str, str, str]]]:
     if self._stop and self._stop.read():
@@ -60,8 +74,12 @@ class CutTargetsFn(beam.DoFn):
     pipelines.count('scans_read')
     scan_id = request.scan_file.scan_id
     try:
-      with threadpoolctl.threadpool_limits(1):
+      with (
+        threadpoolctl.threadpool_limits(1),
+        progress.on_scan(self._log, request.scan_file) as entry,
+      ):
         found = self._cut(request)
+        entry.cubes = len(found.cubes)
       rejected = found.rejected
       pipelines.count('cubes_written', len(found.cubes))
     except reader.ScanError as error:
@@ -74,30 +92,45 @@ class CutTargetsFn(beam.DoFn):
     yield rows
 
   def _cut(self, request: Request) -> target_places.Targets:
-    # Of any size: what a cube lacks is air.
-    scan = reader.read_scan(request.scan_file.path, cube_shape=(1, 1, 1))
-    found = request.places.find(scan)
-    shape = request.cube.shape
-    cubes = np.empty((len(found.cubes), *shape), np.int16)
-    arrays = {
-      'cube': cubes,
-      'label': np.array([one.label for one in found.cubes], np.int64),
-      'number': np.array([one.number for one in found.cubes], np.int64),
-      'origin': np.array([one.box.origin for one in found.cubes], np.int32),
-      'size': np.array([one.box.size for one in found.cubes], np.int32),
-      'spacing': np.array(scan.geometry.spacing, np.float32),
-    }
-    for place, one in enumerate(found.cubes):
-      cubes[place] = target_cubes.cut_cube(scan.hu, one.box, shape)
-    if found.cut_mask:
-      arrays['mask'] = np.array(
-        [found.cut_mask(one.box) for one in found.cubes], np.uint8
-      ).reshape(-1, *shape)
+    found, arrays = find_and_cut(request)
     temporary = f'{request.output}.{os.getpid()}'
     with open(temporary, 'wb') as file:
       np.savez(file, **arrays)
     os.replace(temporary, request.output)
     return found
+
+
+def find_and_cut(
+  request: Request,
+) -> tuple[target_places.Targets, dict[str, np.ndarray]]:
+  """Reads a scan and cuts its cubes.
+
+  Returns:
+    What was found, and arrays with a row for each cube, but `spacing`.
+
+  Raises:
+    ScanError: the scan or its mask cannot be used.
+  """
+  # Of any size: what a cube lacks is air.
+  scan = reader.read_scan(request.scan_file.path, cube_shape=(1, 1, 1))
+  found = request.places.find(scan)
+  shape = request.cube.shape
+  cubes = np.empty((len(found.cubes), *shape), np.int16)
+  arrays = {
+    'cube': cubes,
+    'label': np.array([one.label for one in found.cubes], np.int64),
+    'number': np.array([one.number for one in found.cubes], np.int64),
+    'origin': np.array([one.box.origin for one in found.cubes], np.int32),
+    'size': np.array([one.box.size for one in found.cubes], np.int32),
+    'spacing': np.array(scan.geometry.spacing, np.float32),
+  }
+  for place, one in enumerate(found.cubes):
+    cubes[place] = target_cubes.cut_cube(scan.hu, one.box, shape)
+  if found.cut_mask:
+    arrays['mask'] = np.array(
+      [found.cut_mask(one.box) for one in found.cubes], np.uint8
+    ).reshape(-1, *shape)
+  return found, arrays
 
 
 def cut_targets(
@@ -120,14 +153,17 @@ def cut_targets(
   os.makedirs(folder)
   stop = transforms.StopFile(os.path.join(folder, 'stop'))
   prefix = os.path.join(folder, 'rejected')
-  pipelines.run(
-    beam.Create(list(requests))
-    | 'SpreadRequests' >> beam.Reshuffle()
-    | 'CutTargets' >> beam.ParDo(CutTargetsFn(stop if strict else None))
-    | 'ToJson' >> beam.Map(json.dumps)
-    | 'WriteRejected' >> beam.io.WriteToText(prefix),
-    **engine,
-  )
+  log = progress.ScanLog(folder)
+  files = [one.scan_file for one in requests]
+  with progress.watch_scans(log, 'scans for cubes', files):
+    pipelines.run(
+      beam.Create(list(requests))
+      | 'SpreadRequests' >> beam.Reshuffle()
+      | 'CutTargets' >> beam.ParDo(CutTargetsFn(stop if strict else None, log))
+      | 'ToJson' >> beam.Map(json.dumps)
+      | 'WriteRejected' >> beam.io.WriteToText(prefix),
+      **engine,
+    )
   if line := stop.read():
     raise strict_error(line)
   rejected = []
@@ -137,6 +173,57 @@ def cut_targets(
         for line in file:
           rejected += [tuple(one) for one in json.loads(line)]
   return sorted(rejected)
+
+
+def plan_targets(
+  requests: Sequence[Request],
+  masks: bool,
+  folder: str,
+  options: pipeline_options.PipelineOptions | None,
+) -> plan.Plan:
+  """Plans the data set of a target task.
+
+  Args:
+    requests: what is wanted.
+    masks: whether each cube has a mask.
+    folder: of the data set.
+    options: Beam options.
+  """
+  by_scan = {one.scan_file: one for one in requests}
+  files = list(by_scan)
+  voxels = max((math.prod(one.cube.shape) for one in requests), default=0)
+  longest = max((len(one.scan_id.encode('utf-8')) for one in files), default=0)
+  # int16, and uint8 of a mask.
+  record_bytes = voxels * (3 if masks else 2) + _FEATURE_BYTES + longest
+  by_split = collections.Counter()
+  for one in requests:
+    by_split[one.split] += one.places.most_cubes
+  cubes = by_split.total()
+  shards = sum(
+    plan.count_shards(count, record_bytes) for count in by_split.values()
+  )
+
+  def work(scan_file) -> plan.Reading:
+    start = time.monotonic()
+    with threadpoolctl.threadpool_limits(1):
+      find_and_cut(by_scan[scan_file])
+    return plan.Reading(scan_file, time.monotonic() - start)
+
+  return plan.make(
+    reads=plan.reads_text(files),
+    makes=f'at most {cubes:,} cubes, {amounts.size(cubes * record_bytes)} in'
+    f' {shards} shard{"s" if shards != 1 else ""}',
+    seconds=plan.scale(plan.probe(files, work), files),
+    seconds_alone=plan.disk_seconds(folder, 3 * cubes * record_bytes),
+    needed_bytes=plan.data_set_bytes(
+      cubes,
+      record_bytes,
+      max((one.places.most_cubes for one in requests), default=0),
+      len(requests),
+    ),
+    folder=folder,
+    options=options,
+  )
 
 
 def strict_error(line: str) -> errors.UserError:

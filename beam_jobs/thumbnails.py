@@ -9,15 +9,21 @@ number of workers.
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import math
 import os
+import time
 
 import apache_beam as beam
+from apache_beam.options import pipeline_options
 import numpy as np
 import pyarrow as pa
 import tensorflow_datasets as tfds
 import threadpoolctl
 
+from beam_jobs import amounts
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import record_writer
 from transvw_tf2 import schema
 from transvw_tf2.scans import luna16
@@ -28,6 +34,9 @@ from transvw_tf2.scans import thumbnail
 NAME = 'scan_index'
 # 2 MiB each: a shard has 16 MiB, and 100 scans keep a dozen workers busy.
 _SCANS_IN_SHARD = 8
+
+# A record and its share of the shard's other features; the rows of its scan.
+_RECORD_BYTES = math.prod(thumbnail.SHAPE) * 2 + 1024
 
 # One row per scan read: its shard, or the reason for its rejection.
 ROW_SCHEMA = pa.schema(
@@ -107,8 +116,45 @@ def plan_shards(
   return requests
 
 
+def plan_index(
+  scan_files: Sequence[luna16.ScanFile],
+  folder: str,
+  options: pipeline_options.PipelineOptions | None,
+) -> plan.Plan:
+  """Plans an index.
+
+  Args:
+    scan_files: from `luna16.find_scans`; held-out scans are left out.
+    folder: of the output.
+    options: Beam options.
+  """
+  requests = plan_shards(scan_files, folder)
+  files = [one for request in requests for one in request.scan_files]
+
+  def work(scan_file) -> plan.Reading:
+    start = time.monotonic()
+    with threadpoolctl.threadpool_limits(1):
+      thumbnail.make_thumbnail(plan.read_scan(scan_file.path).hu)
+    return plan.Reading(scan_file, time.monotonic() - start)
+
+  written = len(files) * _RECORD_BYTES
+  return plan.make(
+    reads=plan.reads_text(files),
+    makes=f'at most {len(files)} thumbnails, {amounts.size(written)} in'
+    f' {len(requests)} shard{"s" if len(requests) > 1 else ""}',
+    seconds=plan.scale(plan.probe(files, work), files),
+    seconds_alone=plan.disk_seconds(folder, written),
+    options=options,
+    needed_bytes=written + plan.BLOCK_BYTES * (len(requests) + 16),
+    folder=folder,
+  )
+
+
 class WriteShardFn(beam.DoFn):
   """Reads the scans of a shard, writes it, and gives a row for each scan."""
+
+  def __init__(self, log: progress.ScanLog | None = None):
+    self._log = log
 
   def process(self, request: ShardRequest) -> Iterator[dict]:
     rows = []
@@ -136,13 +182,15 @@ class WriteShardFn(beam.DoFn):
         'detail': '',
       }
       try:
-        scan = reader.read_scan(scan_file.path)
+        with progress.on_scan(self._log, scan_file):
+          scan = reader.read_scan(scan_file.path)
+          small = thumbnail.make_thumbnail(scan.hu)
       except reader.ScanError as error:
         pipelines.count(f'scans_rejected_{error.reason}')
         rows.append(row | {'reason': error.reason, 'detail': error.detail})
         continue
       example = {
-        'thumbnail': thumbnail.make_thumbnail(scan.hu),
+        'thumbnail': small,
         'scan_id': scan_file.scan_id,
         'size': np.asarray(scan.geometry.size, np.int32),
         'spacing': np.asarray(scan.geometry.spacing, np.float32),
@@ -156,15 +204,16 @@ class WriteShardFn(beam.DoFn):
 class WriteShards(beam.PTransform):
   """Writes shards, and the rows of their scans to Parquet with a prefix."""
 
-  def __init__(self, prefix: str):
+  def __init__(self, prefix: str, log: progress.ScanLog | None = None):
     super().__init__()
     self._prefix = prefix
+    self._log = log
 
   def expand(self, requests):
     return (
       requests
       | 'SpreadShards' >> beam.Reshuffle()
-      | 'WriteShard' >> beam.ParDo(WriteShardFn())
+      | 'WriteShard' >> beam.ParDo(WriteShardFn(self._log))
       | 'WriteRows'
       >> beam.io.WriteToParquet(
         self._prefix, ROW_SCHEMA, file_name_suffix='.parquet'

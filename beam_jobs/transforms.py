@@ -16,6 +16,7 @@ import pyarrow as pa
 import threadpoolctl
 
 from beam_jobs import pipelines
+from beam_jobs import progress
 from transvw_tf2 import schema
 from transvw_tf2.discovery import cubes
 from transvw_tf2.discovery import frames
@@ -99,10 +100,12 @@ class SummariseScanFn(beam.DoFn):
     settings: settings_lib.Settings,
     stop: StopFile | None,
     for_autoencoder: bool = False,
+    log: progress.ScanLog | None = None,
   ):
     self._settings = settings
     self._stop = stop
     self._for_autoencoder = for_autoencoder
+    self._log = log
 
   def process(self, scan_file: luna16.ScanFile) -> Iterator[dict]:
     if self._stop and self._stop.read():
@@ -110,7 +113,9 @@ class SummariseScanFn(beam.DoFn):
     pipelines.count('scans_read')
     row = {'scan_id': scan_file.scan_id, 'split': scan_file.split}
     try:
-      yield row | self._summarise(scan_file)
+      with progress.on_scan(self._log, scan_file):
+        row |= self._summarise(scan_file)
+      yield row
     except reader.ScanError as error:
       pipelines.count(f'scans_rejected_{error.reason}')
       if self._stop:
@@ -185,16 +190,21 @@ class SummariseScans(beam.PTransform):
     settings: settings_lib.Settings,
     stop: StopFile | None,
     descriptor_model: str | None = None,
+    log: progress.ScanLog | None = None,
   ):
     super().__init__()
     self._prefix = prefix
     self._settings = settings
     self._stop = stop
     self._descriptor_model = descriptor_model
+    self._log = log
 
   def expand(self, scan_files):
     fn = SummariseScanFn(
-      self._settings, self._stop, self._descriptor_model is not None
+      self._settings,
+      self._stop,
+      self._descriptor_model is not None,
+      self._log,
     )
     rows = (
       scan_files
@@ -233,16 +243,21 @@ class CutCubesFn(beam.DoFn):
   A scan that cannot be read, or lacks a box, stops the pass.
   """
 
-  def __init__(self, stop: StopFile):
+  def __init__(self, stop: StopFile, log: progress.ScanLog | None = None):
     self._stop = stop
+    self._log = log
 
   def process(self, request: CutRequest) -> Iterator[str]:
     if self._stop.read():
       return
     pipelines.count('scans_cut')
     try:
-      with threadpoolctl.threadpool_limits(1):
+      with (
+        threadpoolctl.threadpool_limits(1),
+        progress.on_scan(self._log, request.scan_file) as entry,
+      ):
         self._cut(request)
+        entry.cubes = len(request.instances)
     except (reader.ScanError, ValueError) as error:
       self._stop.write(f'{request.scan_file.path}: {error}')
       return
@@ -274,15 +289,16 @@ class CutCubesFn(beam.DoFn):
 class CutCubes(beam.PTransform):
   """Pass 2: reads each requested scan once and writes its cubes."""
 
-  def __init__(self, stop: StopFile):
+  def __init__(self, stop: StopFile, log: progress.ScanLog | None = None):
     super().__init__()
     self._stop = stop
+    self._log = log
 
   def expand(self, requests):
     return (
       requests
       | 'SpreadRequests' >> beam.Reshuffle()
-      | 'CutCubes' >> beam.ParDo(CutCubesFn(self._stop))
+      | 'CutCubes' >> beam.ParDo(CutCubesFn(self._stop, self._log))
     )
 
 
@@ -344,8 +360,8 @@ def read_and_remove_examples(
 ) -> Iterator[tuple[str, dict]]:
   """Gives (key, example) of all cubes; removes each file that was read.
 
-  So the cubes are on the disk twice at most: here or in the shuffle of TFDS,
-  and in its shards.
+  So a cube is on the disk once, but for the scan at hand: here, in the shuffle
+  of TFDS, which removes what it has read too, or in its shards.
   """
   for request in requests:
     yield from read_examples(request)

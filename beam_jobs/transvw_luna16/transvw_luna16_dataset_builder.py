@@ -14,6 +14,9 @@ otherwise. Two processes, for example:
   OPTIONS=runner=FnApiRunner,direct_num_workers=2
   OPTIONS=$OPTIONS,direct_running_mode=multi_processing
   tfds build ... --beam_pipeline_options=$OPTIONS
+
+First a line says what the build will read, write and take. TFDS has no dry run:
+`discover_words --dry_run` with the same settings says it without a build.
 """
 
 import dataclasses
@@ -28,8 +31,11 @@ from beam_jobs import builders
 from beam_jobs import descriptor_settings
 from beam_jobs import discovery
 from beam_jobs import pipelines
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import record_writer
 from beam_jobs import transforms
+from beam_jobs import word_plan
 from beam_jobs import word_quality
 from transvw_tf2 import errors
 from transvw_tf2 import schema
@@ -171,7 +177,12 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
     builders.local_folder(self.data_path)
     scans = builders.find_manual_dir(dl_manager, _WANTED)
     scan_files = luna16.find_scans(scans)
+    folder = os.fspath(self.data_path)
+    self._make_plan(scan_files, pipeline.options).announce()
     words = self._find_words(scan_files, engine)
+    # Now it is known how many cubes there are.
+    counts = word_plan.count_cubes(scan_files, words)
+    plan.check_space(counts.needed_bytes(self.builder_config.writer), folder)
     self.info.features['word'].names = [
       f'{word.word:04d}' for word in words.words
     ]
@@ -180,12 +191,13 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
     requests = discovery.cut_cubes(
       scan_files,
       words.instances,
-      os.fspath(self.data_path / _CUBES_FOLDER),
+      os.path.join(folder, _CUBES_FOLDER),
       frame=words.settings.frame,
       **engine,
     )
+    progress.write_counters(folder, cubes=discovery.cube_counters(requests))
     measured = word_quality.measure(requests, words, scans)
-    quality.write_quality(os.fspath(self.data_path), measured)
+    quality.write_quality(folder, measured)
     print('\n'.join(measured.summary_lines()))
     generators = {}
     for split in (schema.TRAIN, schema.VALIDATION):
@@ -196,6 +208,29 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
         logging.warning('no scans for the %s split: it is left out', split)
     return generators
 
+  def _make_plan(self, scan_files, options) -> plan.Plan:
+    """Plans the build; what is wrong without reading a scan raises."""
+    config = self.builder_config
+    described_by = config.described_by()
+    if config.vocabulary:
+      words = vocabulary_lib.read_vocabulary(config.vocabulary)
+      settings_lib.check_same(
+        config.settings(), words.settings, config.vocabulary
+      )
+      discovery.check_scans(scan_files, words)
+    else:
+      scan_files, words, _ = discovery.check(
+        scan_files, config.settings(), config.extend, described_by
+      )
+    return word_plan.plan_build(
+      scan_files,
+      words,
+      os.fspath(self.data_path.parent),
+      described_by=described_by,
+      writer=config.writer,
+      options=options,
+    )
+
   def _find_words(self, scan_files, engine) -> vocabulary_lib.Vocabulary:
     """Discovers the words, or takes those of the config's vocabulary.
 
@@ -205,9 +240,6 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
     folder = os.fspath(self.data_path)
     if config.vocabulary:
       found = discovery.copy_vocabulary(config.vocabulary, folder)
-      settings_lib.check_same(
-        config.settings(), found.settings, config.vocabulary
-      )
       lines = discovery.summary_lines(found)
     else:
       result = discovery.discover(

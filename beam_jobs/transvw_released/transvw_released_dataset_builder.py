@@ -9,18 +9,25 @@ or, from anywhere,
 
 The published study used the first 44 words of its 50:
 `--config '{"name": "study", "words": 44}'`. A cube is read when it is written,
-so that the files, several GB, never lie in memory.
+so that the files, several GB, never lie in memory. First a line says what the
+build will read, write and take.
 """
 
 import dataclasses
+import os
+import time
 from typing import ClassVar
 
 from absl import logging
 import numpy as np
 import tensorflow_datasets as tfds
 
+from beam_jobs import amounts
 from beam_jobs import builders
+from beam_jobs import plan
+from beam_jobs import progress
 from beam_jobs import record_writer
+from beam_jobs import word_plan
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.scans import released_npy
@@ -93,7 +100,7 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
     parts = released_npy.open_parts(
       builders.find_manual_dir(dl_manager, _WANTED)
     )
-    found = 1 + max(part.words[-1] for part in parts)
+    found = 1 + max(int(part.words[-1]) for part in parts)
     words = self.builder_config.words or found
     if words > found:
       raise errors.UserError(
@@ -101,7 +108,16 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
         ' give that or less, or leave the field out'
       )
     self.info.features['word'].names = [f'{word:04d}' for word in range(words)]
+    folder = os.fspath(self.data_path)
+    rows = {
+      split: sum(
+        _count_rows(part, words) for part in parts if part.split == split
+      )
+      for split in (schema.TRAIN, schema.VALIDATION)
+    }
+    _make_plan(parts, words, rows, os.path.dirname(folder)).announce()
     _print_summary(parts, words)
+    progress.write_counters(folder, cubes={'words': words, 'cubes': rows})
     generators = {}
     for split in (schema.TRAIN, schema.VALIDATION):
       of_split = [
@@ -116,9 +132,43 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
   def _generate_examples(self, parts, words):
     """Gives (key, example) of the cubes of a split, one at a time."""
     for part in parts:
-      rows = np.searchsorted(part.words, words)
-      for row, rank in enumerate(part.ranks()[:rows]):
+      for row, rank in enumerate(part.ranks()[: _count_rows(part, words)]):
         yield _example(part, row, rank)
+
+
+def _count_rows(part: released_npy.Part, words: int) -> int:
+  """Returns how many cubes of a file are of the first words."""
+  return int(np.searchsorted(part.words, words))
+
+
+def _make_plan(parts, words, rows, folder) -> plan.Plan:
+  """Plans the build; the probe reads a few cubes of the first file."""
+  read = sum(_count_rows(part, words) * part.cubes[:1].nbytes for part in parts)
+  files = [part for part in parts if part.words[0] < words]
+  cubes = sum(rows.values())
+  longest = max(len(_example(part, 0, 0)[1]['scan_id']) for part in files)
+  # Numbers of rows have more digits.
+  record_bytes = word_plan.CUBE_BYTES + word_plan.FEATURE_BYTES + longest + 8
+  probed = min(8, _count_rows(files[0], words))
+  start = time.monotonic()
+  for row in range(probed):
+    files[0].read_cube(row)
+  seconds = (time.monotonic() - start) / probed * cubes
+  shards = sum(
+    plan.count_shards(count, record_bytes) for count in rows.values()
+  )
+  return plan.make(
+    reads=f'{len(files)} files, {amounts.size(read)} to read',
+    makes=f'{words} words, {cubes:,} cubes,'
+    f' {amounts.size(cubes * record_bytes)} in {shards}'
+    f' shard{"s" if shards > 1 else ""}',
+    seconds=seconds + cubes * word_plan.RECORD_SECONDS,
+    # As shuffled files and as shards.
+    seconds_alone=plan.disk_seconds(folder, 2 * cubes * record_bytes),
+    needed_bytes=plan.data_set_bytes(cubes, record_bytes, 0, 0),
+    folder=folder,
+    options=None,
+  )
 
 
 def _example(part: released_npy.Part, row: int, rank: int):
@@ -143,7 +193,7 @@ def _example(part: released_npy.Part, row: int, rank: int):
 
 def _print_summary(parts, words) -> None:
   taken = [part for part in parts if part.words[0] < words]
-  cubes = sum(int(np.searchsorted(part.words, words)) for part in taken)
+  cubes = sum(_count_rows(part, words) for part in taken)
   print(f'words: {words}, cubes: {cubes}')
   for note in released_npy.notes(taken, words):
     print(f'note: {note}')

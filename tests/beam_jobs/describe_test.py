@@ -88,7 +88,11 @@ def test_the_job_describes_all_scans_of_an_index(
   output = str(tmp_path / 'descriptors.npz')
   with flagsaver.flagsaver(data=index, descriptor_model=model, output=output):
     job.main(['describe_scans'])
-  assert capsys.readouterr().out == f'descriptors of 6 scans: {output}\n'
+  plan, line = capsys.readouterr().out.splitlines()
+  assert plan.startswith(
+    'plan: 6 thumbnails, 12.6 MB to read; 6 descriptors of'
+  )
+  assert line == f'descriptors of 6 scans: {output}'
   assert os.listdir(tmp_path) == ['descriptors.npz']
   ids = [f'1.2.840.{number:03d}' for number in range(6)]
   found = descriptor_file.read(output, ids)

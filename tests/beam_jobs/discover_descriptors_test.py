@@ -100,7 +100,9 @@ def test_descriptors_are_written_alone_and_used_again(
   ):
     with flagsaver.flagsaver(scans=scans, output=output, **flags, **_SETTINGS):
       job.main(['discover_words'])
-  assert sorted(os.listdir(only)) == ['descriptors.npz', 'rejected.csv']
+  assert sorted(os.listdir(only)) == [
+    *('counters.json', 'descriptors.npz', 'rejected.csv')
+  ]
   assert f'descriptors: {only}' in capsys.readouterr().out
   assert _read(whole) == _read(again)
   assert _read(only).items() <= _read(whole).items()

@@ -18,7 +18,10 @@ from transvw_tf2.discovery import vocabulary
 _ROOT = os.path.dirname(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 )
-_FILES = ['descriptors.npz', 'instances.csv', 'rejected.csv', 'vocabulary.json']
+_FILES = [
+  *('counters.json', 'descriptors.npz', 'instances.csv', 'rejected.csv'),
+  'vocabulary.json',
+]
 _TWO_PROCESSES = (
   '--runner=FnApiRunner',
   '--direct_num_workers=2',
@@ -59,7 +62,9 @@ def test_the_job_writes_a_vocabulary(job, scans, tmp_path, capsys):
   output = str(tmp_path / 'vocabulary')
   with flagsaver.flagsaver(scans=scans, output=output, **_SETTINGS):
     job.main(['discover_words'])
-  assert capsys.readouterr().out.splitlines() == [
+  first, *lines = capsys.readouterr().out.splitlines()
+  assert first.startswith('plan: ')
+  assert lines == [
     'scans: 6 read, 0 rejected',
     'words: 2, cubes: 28',  # 2 words in 4 patients, 3 times, and in 2
     'note: 4 to 4 train patients per word of 200 wanted: there are 4 train'

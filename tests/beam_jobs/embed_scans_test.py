@@ -118,14 +118,16 @@ def test_the_vectors_are_those_of_each_scan_alone(
     scans=scans, model=model, output=output, stride=['64', '16', '16']
   ):
     job.main(['embed_scans'])
-  assert capsys.readouterr().out.splitlines() == [
+  first, *lines = capsys.readouterr().out.splitlines()
+  assert first.startswith('plan: ')
+  assert lines == [
     'embedded scans: 4',
     'finished before: 0',
     'rejected scans: 0',
     f'embeddings: {output}',
   ]
   assert sorted(os.listdir(output)) == [
-    *('places', 'rejected.csv', 'scans', 'settings.json')
+    *('counters.json', 'places', 'rejected.csv', 'scans', 'settings.json')
   ]
   encoder = encoders.load(model, signatures.CUBES)
   for number in range(4):
@@ -242,7 +244,7 @@ def test_two_processes_write_the_same_files(job, model, scans, tmp_path):
   assert 'embedded scans: 4' in done.stdout
   one, two = _read_bytes(tmp_path / 'one'), _read_bytes(tmp_path / 'two')
   assert one == two
-  assert len(one) == 2 * 4 + 2
+  assert len(one) == 2 * 4 + 3
 
 
 def test_scans_that_cannot_be_used_are_listed(job, model, tmp_path):

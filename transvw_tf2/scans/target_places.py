@@ -1,8 +1,8 @@
 """Where the cubes of target tasks lie in a scan that was read.
 
 Each class below says what is wanted of a scan; its `find` gives the boxes, and
-what cannot be had with the reason. Random places are drawn from the seed and
-the id of the scan.
+what cannot be had with the reason, its `most_cubes` the most that there can be.
+Random places are drawn from the seed and the id of the scan.
 """
 
 from collections.abc import Callable
@@ -68,6 +68,10 @@ class AroundPoints:
   points: tuple[tuple[Point, int], ...]
   cube: target_cubes.CubeSize
 
+  @property
+  def most_cubes(self) -> int:
+    return len(self.points)
+
   def find(self, scan: reader.Scan) -> Targets:
     found = Targets([])
     for number, (point, label) in enumerate(self.points):
@@ -103,6 +107,10 @@ class AroundNodules:
   without_nodule: float = 0.0
   lungs_path: str | None = None
   seed: int = 0
+
+  @property
+  def most_cubes(self) -> int:
+    return len(self.nodules) + round(self.without_nodule * len(self.nodules))
 
   def find(self, scan: reader.Scan) -> Targets:
     """Raises reader.ScanError when a mask cannot be used."""
@@ -167,6 +175,10 @@ class InMask:
   jitter_mm: float = 0.0
   seed: int = 0
 
+  @property
+  def most_cubes(self) -> int:
+    return self.cubes + self.without
+
   def find(self, scan: reader.Scan) -> Targets:
     """Raises reader.ScanError when the mask cannot be used, or is empty."""
     mask = masks.read_mask(self.mask_path, scan.geometry, self.values)
@@ -201,6 +213,10 @@ class WholeScan:
   label: int = 0
   mask_path: str | None = None
   values: tuple[int, ...] | None = None
+
+  @property
+  def most_cubes(self) -> int:
+    return 1
 
   def find(self, scan: reader.Scan) -> Targets:
     """Raises reader.ScanError when the mask cannot be used."""

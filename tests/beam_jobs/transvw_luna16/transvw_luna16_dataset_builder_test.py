@@ -13,6 +13,7 @@ import tensorflow as tf
 import tensorflow_datasets as tfds
 
 from beam_jobs import discovery
+from beam_jobs import progress
 from beam_jobs import transvw_luna16
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
@@ -33,6 +34,7 @@ _SETTINGS = {
   'min_distance': 1.0,
 }
 _VOCABULARY_FILES = {
+  'counters.json',
   'descriptors.npz',
   'instances.csv',
   'quality.json',
@@ -306,6 +308,25 @@ def _fails(scans, data_dir, line, **fields):
   assert not os.path.exists(root) or os.listdir(root) == []
 
 
+def _scans_of(builder):
+  """Returns the ids of the scans that have cubes."""
+  words = vocabulary.read_vocabulary(os.fspath(builder.data_path))
+  return {one.scan_id for one in words.instances}
+
+
+def _stored_bytes(scans, scan_ids=None):
+  """Returns what scans that are not held out take, by the file system."""
+  count = 0
+  for one in luna16.find_scans(scans):
+    raw = one.path.removesuffix('.mhd') + '.raw'
+    if one.split != schema.HELD_OUT and (
+      scan_ids is None or one.scan_id in scan_ids
+    ):
+      count += os.path.getsize(one.path)
+      count += os.path.getsize(raw) if os.path.exists(raw) else 0
+  return count
+
+
 def test_bad_scans_are_left_out(built, tmp_path, capsys):
   scans = tiny_scans.write_luna16(tmp_path / 'scans', train=5)
   expected = tiny_scans.write_bad(tmp_path / 'scans' / 'subset1')
@@ -318,7 +339,22 @@ def test_bad_scans_are_left_out(built, tmp_path, capsys):
     expected.items()
   )
   mine, good = _hashes(other), _hashes(built)
-  assert mine.pop('rejected.csv') != good.pop('rejected.csv')
+  for name in ('rejected.csv', 'counters.json'):
+    assert mine.pop(name) != good.pop(name)
+  assert progress.read_counters(os.fspath(other.data_path)) == {
+    'discovery': {
+      'scans_read': 12,
+      'bytes_read': _stored_bytes(scans),
+      'rejected': {reason: 1 for reason in expected.values()},
+      'reduced_borders': 0,
+      'relaxed_filters': 0,
+    },
+    'cubes': {
+      'scans_read': len(_scans_of(other)),
+      'bytes_read': _stored_bytes(scans, _scans_of(other)),
+      'cubes': {schema.TRAIN: 27, schema.VALIDATION: 3},
+    },
+  }
   assert mine == good
   _fails(
     scans,

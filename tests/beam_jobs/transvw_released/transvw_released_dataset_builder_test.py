@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import os
+import pathlib
 import pickle
 import subprocess
 import sys
@@ -11,7 +12,9 @@ import tempfile
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
+from tensorflow_datasets.core.utils import file_utils
 
+from beam_jobs import progress
 from beam_jobs import transvw_luna16
 from beam_jobs import transvw_released
 from transvw_tf2 import errors
@@ -185,11 +188,30 @@ def test_words_in_a_second_file(tmp_path, monkeypatch):
   assert one.info.splits[schema.TRAIN].num_examples == 3 * 8
 
 
+def test_what_a_killed_build_left_is_removed(tmp_path):
+  version = tmp_path / 'data' / 'transvw_released' / 'tiny' / '1.0.0'
+  # As TFDS names the folder of a build that is not finished.
+  left = pathlib.Path(file_utils._get_incomplete_dir(version))
+  left.mkdir(parents=True)
+  (left / 'bucket.tmp').write_text('cubes')
+  builder = _build(_write(tmp_path / 'npy'), tmp_path / 'data')
+  assert os.listdir(version.parent) == ['1.0.0']
+  assert progress.read_counters(os.fspath(builder.data_path)) == {
+    'cubes': {
+      'words': 3,
+      'cubes': {
+        schema.TRAIN: 3 * len(_TRAIN),
+        schema.VALIDATION: len(_VALIDATION),
+      },
+    }
+  }
+
+
 def test_two_builds_give_the_same_files(tmp_path):
   one = _build(_write(tmp_path / 'npy'), tmp_path / 'one')
   two = _build(_write(tmp_path / 'copy', np.float32), tmp_path / 'two')
   assert _hashes(one) == _hashes(two)
-  assert len(_hashes(one)) == 4  # two shards, features, names of the words
+  assert len(_hashes(one)) == 5  # two shards, features, names of the words
 
 
 def test_without_validation_files(tmp_path):
