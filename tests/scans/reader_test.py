@@ -25,7 +25,7 @@ def _refused(path, **kwargs):
   text = str(caught.value)
   assert text == f'{caught.value.reason}: {caught.value.detail}'
   assert '\n' not in text
-  assert os.path.basename(path) in text
+  assert os.path.basename(path).replace('\0', '\\x00') in text
   return caught.value
 
 

@@ -2,6 +2,8 @@
 
 import re
 
+from transvw_tf2 import errors
+
 # What SimpleITK raises at bad input, beside what it prints.
 ITK_ERRORS = (RuntimeError, MemoryError, UnicodeError)
 
@@ -15,6 +17,7 @@ class ScanError(Exception):
   """
 
   def __init__(self, reason: str, detail: str):
+    detail = errors.one_line(detail)
     super().__init__(reason, detail)
     self.reason = reason
     self.detail = detail

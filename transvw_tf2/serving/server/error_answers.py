@@ -9,6 +9,7 @@ from kserve import errors as kserve_errors
 from kserve.protocol.grpc import interceptors
 from starlette import exceptions as starlette_exceptions
 
+from transvw_tf2 import errors
 from transvw_tf2.serving.server import request_errors
 
 _INTERNAL = 'internal error: see the log of the server'
@@ -64,9 +65,11 @@ class StatusInterceptor(interceptors.ExceptionToStatusInterceptor):
     elif isinstance(
       ex, (kserve_errors.InvalidInput, kserve_errors.InferenceError)
     ):
-      await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(ex))
+      line = errors.one_line(str(ex))
+      await context.abort(grpc.StatusCode.INVALID_ARGUMENT, line)
     elif isinstance(ex, (kserve_errors.ModelNotFound, NotImplementedError)):
-      await context.abort(grpc.StatusCode.NOT_FOUND, str(ex))
+      line = errors.one_line(str(ex))
+      await context.abort(grpc.StatusCode.NOT_FOUND, line)
     else:
       logging.error('%s failed', method_name, exc_info=ex)
       await context.abort(grpc.StatusCode.INTERNAL, _INTERNAL)

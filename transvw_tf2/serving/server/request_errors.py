@@ -1,5 +1,7 @@
 """The error of a request that is not answered as asked."""
 
+from transvw_tf2 import errors
+
 _LONGEST = 400
 
 
@@ -14,14 +16,6 @@ class RequestError(Exception):
   def __init__(
     self, message: str, status: int = 400, retry_after: int | None = None
   ):
-    super().__init__(_one_line(message))
+    super().__init__(errors.one_line(message)[:_LONGEST])
     self.status = status
     self.retry_after = retry_after
-
-
-def _one_line(text):
-  """Makes a message safe to send, for parts of it may be the client's."""
-  # Lone surrogates, from names that are not UTF-8, fit into no answer.
-  text = text.encode('utf-8', 'backslashreplace').decode()
-  text = ''.join(one if one.isprintable() else ' ' for one in text)
-  return ' '.join(text.split())[:_LONGEST]
