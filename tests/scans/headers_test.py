@@ -315,3 +315,81 @@ def test_random_damage_to_a_header_raises_nothing_else(
       assert error.reason and '\n' not in str(error)
       refused += 1
   assert refused > 0
+
+
+_NRRD_FIELDS = {
+  'type': 'short',
+  'dimension': '3',
+  'space': 'left-posterior-superior',
+  'sizes': '64 64 32',
+  'space directions': '(1,0,0) (0,1,0) (0,0,1)',
+  'endian': 'little',
+  'encoding': 'raw',
+}
+
+
+def _write_attached(path, more='', **changes):
+  fields = _NRRD_FIELDS | changes
+  lines = ''.join(f'{key}: {value}\n' for key, value in fields.items())
+  hu = scan_files.make_hu((64, 64, 32))
+  header = f'NRRD0004\n{lines}{more}\n'.encode()
+  path.write_bytes(header + hu.tobytes(order='F'))
+  return path
+
+
+@pytest.mark.parametrize(
+  ('field', 'value'),
+  [
+    ('space', 'left-posterior-superior ' * 200),
+    ('dimension', '3' + 'x' * 1000),
+    ('encoding', 'raw' + '\r' * 4000 + 'x'),
+    ('kinds', 'domain ' * 600),
+    ('what is this', 'x' * 1000),
+  ],
+)
+def test_nrrd_fields_that_simpleitk_does_not_survive(tmp_path, field, value):
+  error = _refused(_write_attached(tmp_path / 'a.nrrd', **{field: value}))
+  assert error.reason == 'unreadable'
+  assert 'has a line of' in str(error) or 'encoding is raw' in str(error)
+
+
+def test_an_nrrd_line_without_an_end(tmp_path):
+  more = 'content: ' + 'x' * 70_000 + f'\nunits: {"x" * 4000}\n'
+  error = _refused(_write_attached(tmp_path / 'a.nrrd', more))
+  assert 'does not end in 65536 bytes' in str(error)
+
+
+def test_long_nrrd_comments_are_read(tmp_path):
+  more = f'# {"x" * 5000}\ncontent: {"y" * 5000}\nmine:={"z" * 5000}\n'
+  path = _write_attached(tmp_path / 'a.nrrd', more)
+  np.testing.assert_array_equal(
+    reader.read_scan(os.fspath(path)).hu, scan_files.make_hu((64, 64, 32))
+  )
+
+
+def test_a_name_that_is_not_utf8_fits_into_the_message(tmp_path):
+  path = scan_files.write_meta(tmp_path, scan_files.make_hu())
+  data = (tmp_path / 'x.mhd').read_bytes().replace(b'x.raw', b'\xff.raw')
+  (tmp_path / 'x.mhd').write_bytes(data)
+  error = _refused(path)
+  assert error.reason == 'missing_raw'
+  # It goes to rejected.csv.
+  assert b'udcff.raw' in str(error).encode()
+
+
+@pytest.mark.parametrize('compressed', ['True', 'False'])
+def test_voxels_that_begin_beyond_any_file(tmp_path, compressed):
+  path = scan_files.write_meta(
+    tmp_path,
+    scan_files.make_hu(),
+    CompressedData=compressed,
+    HeaderSize='9' * 30,
+  )
+  assert _refused(path).reason == 'truncated'
+
+
+@pytest.mark.parametrize('encoding', ['text', 'ascii', 'txt', 'hex', 'bzip2'])
+def test_nrrd_voxels_that_simpleitk_does_not_survive(tmp_path, encoding):
+  # As text, these bytes are one long word.
+  path = _write_attached(tmp_path / 'a.nrrd', encoding=encoding)
+  assert 'encoding is raw or gzip' in str(_refused(path))

@@ -110,3 +110,19 @@ def test_spacing_that_is_not_text_or_a_folder(tmp_path):
   os.remove(tmp_path / 'a.json')
   (tmp_path / 'a.json').mkdir()
   assert _refused(tmp_path / 'a.npy').reason == 'unreadable'
+
+
+def test_a_header_longer_than_the_file_is_not_allocated(tmp_path):
+  path = tmp_path / 'a.npy'
+  path.write_bytes(b'\x93NUMPY\x02\x00\xff\xff\xff\xff{')
+  error = _refused(path)
+  # NumPy, asked first, would take 4 GB before it finds out.
+  assert error.reason == 'truncated'
+  assert '4294967295 bytes' in str(error)
+
+
+@pytest.mark.parametrize('number', ['1' + '0' * 400, '[' * 100_000])
+def test_absurd_spacing(tmp_path, number):
+  np.save(tmp_path / 'a.npy', scan_files.make_hu())
+  (tmp_path / 'a.json').write_text(f'{{"spacing": [1, 1, {number}]}}')
+  assert _refused(tmp_path / 'a.npy').reason == 'bad_geometry'

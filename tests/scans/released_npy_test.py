@@ -289,3 +289,11 @@ def test_files_larger_than_the_memory_allowed(tmp_path):
   )
   assert done.returncode == 0, done.stderr
   assert re.fullmatch(r'\d+\n', done.stdout) and int(done.stdout) > 3e10
+
+
+def test_a_header_longer_than_the_file_is_not_allocated(tmp_path):
+  _write_all(tmp_path)
+  (tmp_path / 'train_label1_vwGen_ex_ref_fold0.0.npy').write_bytes(
+    b'\x93NUMPY\x03\x00\xff\xff\xff\x7f{'
+  )
+  _fails(tmp_path, 'train_label1', 'is cut short')

@@ -23,6 +23,8 @@ _NAME_LENGTH = 255
 
 _META_SUFFIXES = ('.mhd', '.mha')
 _NRRD_SUFFIXES = ('.nrrd', '.nhdr')
+# Three directions of three numbers in all their digits are less.
+_NRRD_LINE_BYTES = 400
 
 # Fields of MetaImage with a number per axis, and per pair of axes.
 _META_VECTORS = frozenset(
@@ -158,16 +160,16 @@ def _check_meta_numbers(path: str, fields: dict[str, str]) -> int:
 
 def _locate_nrrd(path: str) -> voxel_data.VoxelData:
   fields, end = _read_nrrd_fields(path)
+  # Of text, SimpleITK does not survive all that is none.
   encoding = {
     'raw': voxel_data.RAW,
     'gz': voxel_data.DEFLATED,
     'gzip': voxel_data.DEFLATED,
-    **dict.fromkeys(('txt', 'text', 'ascii', 'hex'), voxel_data.TEXT),
   }.get(fields.get('encoding', '').lower())
   if encoding is None:
     raise errors.ScanError(
       'unreadable',
-      f'{path} is not an NRRD file whose encoding is raw, gzip, text or hex',
+      f'{path} is not an NRRD file whose encoding is raw or gzip',
     )
   name = fields.get('datafile')
   if name is None:
@@ -257,22 +259,42 @@ def _read_meta_fields(path: str) -> tuple[dict[str, str], int]:
 
 
 def _read_nrrd_fields(path: str) -> tuple[dict[str, str], int]:
-  """Returns the fields of an NRRD header, and where it ends."""
+  """Returns the fields of an NRRD header, and where it ends.
+
+  Raises:
+    ScanError: it is not one, or one that SimpleITK does not survive: it repeats
+      a field that it does not understand in messages of limited length.
+  """
   with open(path, 'rb') as file:
-    lines = file.read(_HEADER_BYTES).splitlines(keepends=True)
-  if not lines or not lines[0].startswith(b'NRRD'):
+    header = file.read(_HEADER_BYTES)
+    is_whole = not file.read(1)
+  # Like SimpleITK, which takes a lone carriage return for a part of the line.
+  lines = header.split(b'\n')
+  if not lines[0].startswith(b'NRRD'):
     raise errors.ScanError('unreadable', f'{path} is not an NRRD file')
   fields, end = {}, 0
   for line in lines:
-    end += len(line)
+    end += len(line) + 1
     text = line.decode('utf-8', 'surrogateescape').strip()
     if not text:
-      break
+      return fields, end
     key, separator, value = text.partition(': ')
     if separator:
       # `data file` may be written as one word.
       fields[key.strip().lower().replace(' ', '')] = value.strip()
-  return fields, end
+    is_free = key == 'content' or ':=' in key or line.startswith(b'#')
+    if len(line) > _NRRD_LINE_BYTES and not is_free:
+      raise errors.ScanError(
+        'unreadable',
+        f'{path} has a line of {len(line)} bytes in its header; at most'
+        f' {_NRRD_LINE_BYTES} are wanted, but for comments',
+      )
+  if not is_whole:
+    raise errors.ScanError(
+      'unreadable',
+      f'{path} has a header that does not end in {_HEADER_BYTES} bytes',
+    )
+  return fields, min(end, len(header))
 
 
 def _file_beside(path: str, name: str) -> str:

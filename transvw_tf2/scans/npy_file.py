@@ -8,6 +8,7 @@ import numpy as np
 
 from transvw_tf2.scans import errors
 from transvw_tf2.scans import geometry as geometry_lib
+from transvw_tf2.scans import mapped_array
 from transvw_tf2.scans import voxel_data
 
 SUFFIX = '.npy'
@@ -44,12 +45,10 @@ def spacing_path(path: str) -> str:
 
 def _open(path: str) -> np.ndarray:
   try:
-    with np.errstate(over='ignore'):  # an absurd shape fails all the same
-      array = np.lib.format.open_memmap(path, mode='r')
+    array = mapped_array.open_array(path)
   except OSError:
     raise
   except Exception as error:
-    # NumPy parses the header as Python and raises what the parser raises.
     shorter = 'greater than file size' in str(error)
     wrong = errors.unreadable(path, error)
     raise errors.ScanError(
@@ -77,7 +76,7 @@ def _read_spacing(path: str) -> tuple[float, float, float]:
     if isinstance(spacing, list):
       x, y, z = (float(one) for one in spacing)
       return x, y, z
-  except (KeyError, TypeError, ValueError, RecursionError):
+  except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
     pass
   raise errors.ScanError(
     'bad_geometry', f'{path} must hold {{"spacing": [x, y, z]}} in mm'

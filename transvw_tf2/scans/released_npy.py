@@ -25,6 +25,7 @@ import numpy as np
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.scans import mapped_array
 from transvw_tf2.scans import storage
 
 WORDS_PER_FILE = 50
@@ -207,8 +208,7 @@ def _open_part(folder, split, fold, resolution, index) -> Part:
 def _open(path: str) -> np.ndarray:
   """Maps a file; never unpickles."""
   try:
-    with np.errstate(over='ignore'):  # an absurd shape fails all the same
-      return np.lib.format.open_memmap(path, mode='r')
+    return mapped_array.open_array(path)
   except FileNotFoundError as error:
     raise errors.UserError(
       f'{path} is missing; the files of data and labels, of all three'
@@ -217,7 +217,6 @@ def _open(path: str) -> np.ndarray:
   except OSError as error:
     raise errors.UserError(f'{path} cannot be read: {error}') from error
   except Exception as error:
-    # NumPy parses the header as Python and raises what the parser raises.
     text = ' '.join(str(error).split())
     if 'Python objects' in text:
       reason = 'it holds pickled Python objects, which are never loaded'

@@ -86,6 +86,11 @@ def check_stored(data: VoxelData, size, voxel_bytes: int) -> None:
   stored = os.path.getsize(data.path)
   voxel_bytes = _stored_bytes(data, voxel_bytes)
   check_claim(data.path, size, voxel_bytes, stored)
+  if data.start > stored:
+    raise errors.ScanError(
+      'truncated',
+      f'{data.path} has {stored} bytes; its voxels begin after {data.start}',
+    )
   if data.encoding == DEFLATED:
     return
   # As text, a voxel takes a digit and a space.
