@@ -1,12 +1,20 @@
 """Reads and checks descriptors.npz, which discovery writes."""
 
 from collections.abc import Sequence
+import io
+import math
+import sys
 import zipfile
 
 import numpy as np
 
 from transvw_tf2 import errors
+from transvw_tf2 import file_size
 
+_HEADERS = {
+  (1, 0): np.lib.format.read_array_header_1_0,
+  (2, 0): np.lib.format.read_array_header_2_0,
+}
 _HINT = 'give the descriptors.npz of the same scans'
 
 
@@ -25,20 +33,13 @@ def read(path: str, scan_ids: Sequence[str]) -> np.ndarray:
       or has a number that is not finite.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
-      known = file['scan_id']
-      matrix = file['descriptors']
-  except (
-    AttributeError,  # a .npy file
-    EOFError,
-    KeyError,
-    OSError,
-    TypeError,
-    ValueError,  # pickled objects
-    zipfile.BadZipFile,
-  ) as error:
+    known, matrix = _read_arrays(path, 'scan_id', 'descriptors')
+    _check_text(known)
+    names = known.tolist()
+  # zipfile and NumPy raise many kinds for a broken file.
+  except Exception as error:
     raise errors.UserError(
-      f'descriptors {path} cannot be read ({" ".join(str(error).split())}),'
+      f'descriptors {path} cannot be read ({str(error)[:300]}),'
       f' wanted an .npz file with scan_id and descriptors: {_HINT}'
     ) from error
   if (
@@ -54,7 +55,7 @@ def read(path: str, scan_ids: Sequence[str]) -> np.ndarray:
       f' descriptors {matrix.dtype} {matrix.shape}, wanted text (N,) and'
       f' float32 (N, D): {_HINT}'
     )
-  rows = {scan_id: row for row, scan_id in enumerate(known.tolist())}
+  rows = {scan_id: row for row, scan_id in enumerate(names)}
   if len(rows) < len(known):
     raise errors.UserError(
       f'descriptors {path} name {len(known) - len(rows)} scans twice: {_HINT}'
@@ -68,6 +69,39 @@ def read(path: str, scan_ids: Sequence[str]) -> np.ndarray:
   matrix = matrix[[rows[scan_id] for scan_id in scan_ids]].astype(np.float32)
   check_finite(matrix, scan_ids, f'descriptors {path}')
   return matrix
+
+
+def _read_arrays(path: str, *names: str) -> list[np.ndarray]:
+  """Reads arrays of a .npz file; never unpickles.
+
+  NumPy's own reader takes memory for whatever shape a header claims.
+  """
+  with zipfile.ZipFile(path) as archive:
+    members = [archive.getinfo(f'{name}.npy') for name in names]
+    file_size.check(path, sum(one.file_size for one in members))
+    return [_read_array(archive.read(one)) for one in members]
+
+
+def _read_array(content: bytes) -> np.ndarray:
+  file = io.BytesIO(content)
+  version = np.lib.format.read_magic(file)
+  if version not in _HEADERS:
+    raise ValueError(f'version {version} of the .npy format')
+  shape, _, dtype = _HEADERS[version](file)
+  if math.prod(shape) * dtype.itemsize > len(content):
+    raise ValueError(f'{dtype} {shape} in {len(content)} bytes')
+  file.seek(0)
+  return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _check_text(array: np.ndarray) -> None:
+  """Raises ValueError for text that Python's own cannot hold."""
+  if array.dtype.kind == 'U':
+    codes = np.frombuffer(
+      array.astype(array.dtype.newbyteorder('=')).tobytes(), np.uint32
+    )
+    if codes.size and codes.max() > sys.maxunicode:
+      raise ValueError('there is text that is none')
 
 
 def check_finite(

@@ -157,15 +157,30 @@ def read_settings(folder: str) -> Settings:
       contents = json.load(file)
     return Settings(
       model=str(contents['model']),
-      cube_shape=tuple(map(int, contents['cube_shape'])),
-      stride=tuple(map(int, contents['stride'])),
-      embedding_size=int(contents['embedding_size']),
+      cube_shape=_sides(contents['cube_shape']),
+      stride=_sides(contents['stride']),
+      embedding_size=_positive(contents['embedding_size']),
     )
-  except (OSError, KeyError, TypeError, ValueError) as error:
+  except (
+    *(OSError, KeyError, TypeError, ValueError),
+    *(OverflowError, RecursionError),
+  ) as error:
     raise errors.UserError(
       f'{path} cannot be read ({error!r}); give the --output of'
       ' beam_jobs.embed_scans'
     ) from error
+
+
+def _sides(values) -> tuple[int, int, int]:
+  x, y, z = map(_positive, values)
+  return x, y, z
+
+
+def _positive(value) -> int:
+  number = int(value)
+  if not 1 <= number < 2**31:
+    raise ValueError(f'{number} is not a size')
+  return number
 
 
 def _check_same(folder: str, known: Settings, wanted: Settings) -> None:
@@ -270,7 +285,7 @@ def count_places(folder: str, scan_id: str) -> int:
     UserError: its file is damaged.
   """
   _, path = _paths(folder, scan_id)
-  return _read(path, SCAN_SCHEMA)['cubes'][0].as_py()
+  return _read_row(path)['cubes']
 
 
 def find_paths(scans: str, scan_ids: Sequence[str]) -> dict[str, str]:
@@ -305,9 +320,15 @@ def read_scan(folder: str, scan_id: str) -> EmbeddedScan:
     )
   places_path, scan_path = _paths(folder, scan_id)
   places = _read(places_path, PLACE_SCHEMA)
-  (row,) = _read(scan_path, SCAN_SCHEMA).to_pylist()
+  row = _read_row(scan_path)
   embeddings = places['embedding'].combine_chunks()
   mean = np.array(row['mean'], np.float32)
+  lengths = embeddings.value_lengths().to_numpy(zero_copy_only=False)
+  if len(places) != row['cubes'] or np.any(lengths != len(mean)):
+    raise _damaged(
+      places_path,
+      f'it has not {row["cubes"]} embeddings of {len(mean)} numbers',
+    )
   return EmbeddedScan(
     scan_id=scan_id,
     geometry=geometry_lib.Geometry(
@@ -346,15 +367,38 @@ def _write(table: pa.Table, path: str) -> None:
     pq.write_table(table, partial)
 
 
+def _read_row(path: str) -> dict:
+  """Reads the row of a scan, of which all is there."""
+  table = _read(path, SCAN_SCHEMA)
+  rows = table.to_pylist()
+  lengths = {'size': 3, 'spacing': 3, 'origin': 3, 'direction': 9}
+  if len(rows) != 1 or any(
+    len(rows[0][name]) != length for name, length in lengths.items()
+  ):
+    raise _damaged(path, 'it does not hold one row with a geometry')
+  return rows[0]
+
+
 def _read(path: str, schema: pa.Schema) -> pa.Table:
   try:
     # Not as a data set, which would take the path for a partition.
-    return pq.ParquetFile(path).read(schema.names).cast(schema)
+    table = pq.ParquetFile(path).read(schema.names).cast(schema)
   except (OSError, ValueError, KeyError, pa.ArrowException) as error:
-    raise errors.UserError(
-      f'{path} cannot be read ({" ".join(str(error).split())}); remove it and'
-      ' run beam_jobs.embed_scans again'
-    ) from error
+    raise _damaged(path, str(error)[:300]) from error
+  for column in table.columns:
+    values = column.combine_chunks()
+    if pa.types.is_list(values.type) and not values.null_count:
+      values = values.flatten()
+    if values.null_count:
+      raise _damaged(path, 'values are missing in it')
+  return table
+
+
+def _damaged(path: str, why: str) -> errors.UserError:
+  return errors.UserError(
+    f'{path} cannot be read ({why}); remove it and run beam_jobs.embed_scans'
+    ' again'
+  )
 
 
 def _stack(table: pa.Table, names: Sequence[str]) -> np.ndarray:

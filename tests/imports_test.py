@@ -14,14 +14,14 @@ _ALLOWED = {
   'errors': set(),
   'output_file': {'errors'},
   'output_lock': {'errors'},
+  'file_size': {'errors'},
   'scans': {'schema', 'errors'},
   'discovery': {'schema', 'errors', 'scans'},
   'perturb': {'schema', 'errors', 'scans'},
   'models': {'schema', 'errors', 'scans'},
   'training': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
-    'output_file',
-    'output_lock',
+    *('output_file', 'output_lock', 'file_size'),
   },
   'serving': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
@@ -34,7 +34,7 @@ _ALLOWED = {
   # Its __main__ is a main.
   'convert': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
-    *('training', 'mains', 'output_file'),
+    *('training', 'mains', 'output_file', 'file_size'),
   },
 }
 # Mains may import everything in the package.

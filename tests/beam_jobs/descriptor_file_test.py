@@ -1,6 +1,7 @@
 """descriptors.npz: what is written can be read, all else is one line."""
 
 import os
+import zipfile
 
 import numpy as np
 import pytest
@@ -95,4 +96,51 @@ def test_pickles_are_not_opened(tmp_path):
   ids = np.array(_IDS, object)
   path = _write(tmp_path, scan_id=ids, descriptors=_matrix())
   with pytest.raises(errors.UserError, match='cannot be read'):
+    descriptor_file.read(path, _IDS)
+
+
+def _replace(path, name, content, method=zipfile.ZIP_STORED):
+  """Replaces a member of an archive."""
+  with zipfile.ZipFile(path) as archive:
+    members = {one: archive.read(one) for one in archive.namelist()}
+  with zipfile.ZipFile(path, 'w', method) as archive:
+    for one, data in (members | {name: content(members[name])}).items():
+      archive.writestr(one, data)
+
+
+@pytest.mark.parametrize(
+  ('name', 'change'),
+  [
+    # NumPy fails on each in a way of its own.
+    ('scan_id.npy', lambda data: data.replace(b'}', b' ')),
+    ('scan_id.npy', lambda data: data[:-4] + b'\xff\xff\xff\x7f'),
+    ('scan_id.npy', lambda data: b'text'),
+    ('descriptors.npy', lambda data: data[:6] + b'\x09' + data[7:]),
+    ('descriptors.npy', lambda data: data.replace(b'(3, 5)', b'(-3, 5)')),
+    ('descriptors.npy', lambda data: data[:100]),
+  ],
+)
+def test_broken_members_are_one_line(tmp_path, name, change):
+  path = _write(tmp_path, scan_id=np.array(_IDS), descriptors=_matrix())
+  _replace(path, name, change)
+  with pytest.raises(errors.UserError, match='cannot be read'):
+    descriptor_file.read(path, _IDS)
+
+
+def test_a_shape_that_the_file_does_not_hold_is_not_allocated(tmp_path):
+  path = _write(tmp_path, scan_id=np.array(_IDS), descriptors=_matrix())
+  _replace(
+    path,
+    'descriptors.npy',
+    lambda data: data.replace(b'(3, 5), }      ', b'(3, 999999999)}'),
+  )
+  with pytest.raises(errors.UserError, match=r'\(3, 999999999\) in 188 bytes'):
+    descriptor_file.read(path, _IDS)
+
+
+def test_what_is_packed_beyond_reason_is_not_unpacked(tmp_path):
+  path = _write(tmp_path, scan_id=np.array(_IDS), descriptors=_matrix())
+  zeros = lambda data: data + bytes(10**7)  # noqa: E731
+  _replace(path, 'descriptors.npy', zeros, zipfile.ZIP_DEFLATED)
+  with pytest.raises(errors.UserError, match='not safe to read'):
     descriptor_file.read(path, _IDS)

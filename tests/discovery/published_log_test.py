@@ -250,3 +250,10 @@ def test_boxes_that_a_row_cannot_say(tmp_path, scans):
       published_log.write_logs(os.fspath(tmp_path), words, scans)
   with pytest.raises(errors.UserError, match='needs scan a, which is not amo'):
     published_log.write_logs(os.fspath(tmp_path), found, {})
+
+
+def test_a_number_of_more_digits_than_python_takes(tmp_path, scans):
+  text = _LOGS[_TRAIN1].replace('#10,20', '#10,' + '9' * 5000, 1)
+  _write(tmp_path, train_data1=text)
+  with pytest.raises(errors.UserError, match=r'line 1 is .* is expected'):
+    published_log.read_logs(os.fspath(tmp_path), scans)

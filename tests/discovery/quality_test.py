@@ -1,5 +1,6 @@
 """Quality of words against NumPy, scikit-learn by hand and known anatomy."""
 
+import dataclasses
 import itertools
 import json
 import os
@@ -246,5 +247,23 @@ def test_files_there_and_back(tmp_path):
 def test_a_file_that_holds_no_quality(tmp_path, text):
   if text is not None:
     (tmp_path / 'quality.json').write_text(text)
+  with pytest.raises(errors.UserError, match=r'quality\.json cannot be read'):
+    quality.read_quality(os.fspath(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ('key', 'value'),
+  [('within', 'text'), ('within', [1]), ('cubes', {}), ('more', 1)],
+)
+def test_scores_that_are_no_numbers(tmp_path, key, value):
+  scores = dataclasses.asdict(quality.Scores(3, 0.5, 0.1, 0.2, 0.3, None))
+  contents = {'overall': scores | {key: value}, 'words': [], 'errors_mm': []}
+  (tmp_path / 'quality.json').write_text(json.dumps(contents))
+  with pytest.raises(errors.UserError, match=r'quality\.json cannot be read'):
+    quality.read_quality(os.fspath(tmp_path))
+
+
+def test_values_nested_without_end(tmp_path):
+  (tmp_path / 'quality.json').write_text('[' * 100_000)
   with pytest.raises(errors.UserError, match=r'quality\.json cannot be read'):
     quality.read_quality(os.fspath(tmp_path))

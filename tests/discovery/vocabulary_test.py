@@ -230,3 +230,33 @@ def test_descriptors_file(tmp_path):
     assert file['scan_id'].tolist() == ['a', '肺']
     assert file['descriptors'].dtype == np.float32
     np.testing.assert_array_equal(file['descriptors'], rows)
+
+
+@pytest.mark.parametrize(
+  ('old', 'new'),
+  [
+    ('"place": [\n    0,', '"place": [\n    Infinity,'),
+    ('"place": [\n    0,', '"place": ['),
+    ('"place": [\n    0,', '"place": [\n    9223372036854775808,'),
+    ('"place": [\n    0,', '"place": [\n    7,\n    0,'),
+    ('"a note"', '[' * 100_000 + ']' * 100_000),
+  ],
+)
+def test_values_that_json_allows(tmp_path, old, new):
+  _write(tmp_path)
+  path = tmp_path / 'vocabulary.json'
+  text = path.read_text()
+  assert old in text
+  path.write_text(text.replace(old, new, 1))
+  with pytest.raises(errors.UserError, match='is not a vocabulary file') as got:
+    vocabulary.read_vocabulary(os.fspath(tmp_path))
+  assert len(str(got.value)) < 1500
+
+
+def test_another_encoding_is_one_short_line(tmp_path):
+  _write(tmp_path)
+  path = tmp_path / 'instances.csv'
+  path.write_bytes(path.read_text().encode('utf-16'))
+  with pytest.raises(errors.UserError, match='UnicodeDecodeError') as got:
+    vocabulary.read_vocabulary(os.fspath(tmp_path))
+  assert len(str(got.value)) < 1500

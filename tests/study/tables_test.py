@@ -82,3 +82,13 @@ def test_numbers_come_back_to_the_last_bit(tmp_path):
   found = tables.read_rows(path)
   assert list(found['value']) == list(rows['value'])
   assert list(found['seed']) == list(rows['seed'])
+
+
+def test_a_run_that_is_there_twice_is_refused(tmp_path):
+  rows = study_rows.make_rows(study_rows.VALUES)
+  path = tmp_path / 'rows.csv'
+  rows.to_csv(path, index=False)
+  text = path.read_text()
+  path.write_text(text + text.splitlines()[1] + '\n')
+  with pytest.raises(errors.UserError, match='a run is there twice'):
+    tables.read_rows(str(path))

@@ -6,17 +6,16 @@ import os
 import zipfile
 
 import h5py
-import keras
 
 from transvw_tf2 import errors
 from transvw_tf2 import output_file
-from transvw_tf2.convert import file_size
 from transvw_tf2.convert import keras_h5
 from transvw_tf2.convert import layers as layers_lib
 from transvw_tf2.convert import network as network_lib
 from transvw_tf2.convert import report
 from transvw_tf2.convert import torch_pt
 from transvw_tf2.training import checkpoints
+from transvw_tf2.training import keras_file
 
 KERAS, H5, PT = 'keras', 'h5', 'pt'
 FORMATS = (KERAS, H5, PT)
@@ -68,7 +67,7 @@ def read(path: str) -> network_lib.Source:
   if h5py.is_hdf5(path):
     return keras_h5.read(path)
   if _is_keras(path):
-    return _read_keras(path)
+    return network_lib.from_model(keras_file.load_network(path), path)
   if start.startswith(_ZIP_START) and not zipfile.is_zipfile(path):
     # Of Keras or of PyTorch: that is told at its end.
     raise errors.UserError(
@@ -83,23 +82,11 @@ def read(path: str) -> network_lib.Source:
 
 
 def _is_keras(path) -> bool:
-  if not zipfile.is_zipfile(path):
-    return False
-  with zipfile.ZipFile(path) as archive:
-    return _KERAS_CONFIG in archive.namelist()
-
-
-def _read_keras(path) -> network_lib.Source:
-  with zipfile.ZipFile(path) as archive:
-    file_size.check(path, sum(one.file_size for one in archive.infolist()))
   try:
-    model = keras.saving.load_model(path, compile=False)
-  except Exception as error:  # Keras raises many kinds for a broken file
-    raise errors.UserError(
-      f'{path} cannot be loaded ({" ".join(str(error).split())[:200]}): wanted'
-      ' a network of this package, in a file named .keras'
-    ) from error
-  return network_lib.from_model(model, path)
+    with zipfile.ZipFile(path) as archive:
+      return _KERAS_CONFIG in archive.namelist()
+  except (zipfile.BadZipFile, ValueError, NotImplementedError):
+    return False
 
 
 def convert(

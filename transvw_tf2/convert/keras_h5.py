@@ -21,8 +21,8 @@ import h5py
 import numpy as np
 
 from transvw_tf2 import errors
+from transvw_tf2 import file_size
 from transvw_tf2 import output_file
-from transvw_tf2.convert import file_size
 from transvw_tf2.convert import layers as layers_lib
 from transvw_tf2.convert import network as network_lib
 from transvw_tf2.convert import report

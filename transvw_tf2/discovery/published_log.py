@@ -37,7 +37,8 @@ _FILES = {
   (schema.VALIDATION, 0): 'val_data1_vwGen_exRef.txt',
 }
 _ROW = re.compile(
-  r'(?P<path>.+)#\s*(?P<box>\d+(?:\s*,\s*\d+){4})\s*#\s*(?P<label>\d+)(?:\.0)?'
+  r'(?P<path>.+)#\s*(?P<box>\d{1,9}(?:\s*,\s*\d{1,9}){4})\s*#'
+  r'\s*(?P<label>\d{1,9})(?:\.0)?'
 )
 _FORM = 'path#x,y,z,size,depth#label'
 

@@ -260,18 +260,33 @@ def read_quality(folder: str) -> Quality:
     with open(path, encoding='utf-8') as file:
       contents = json.load(file)
     return Quality(
-      overall=Scores(**contents['overall']),
-      words={one.pop('word'): Scores(**one) for one in contents['words']},
+      overall=_read_scores(contents['overall']),
+      words={
+        int(one.pop('word')): _read_scores(one) for one in contents['words']
+      },
       errors_mm={
-        (one['split'], one['word'], one['rank']): one['error_mm']
+        (str(one['split']), int(one['word']), int(one['rank'])): float(
+          one['error_mm']
+        )
         for one in contents['errors_mm']
       },
     )
-  except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+  except (
+    *(OSError, AttributeError, KeyError, TypeError, ValueError),
+    *(OverflowError, RecursionError),
+  ) as error:
     raise errors.UserError(
       f'{path} cannot be read: {error!r}; it is written by tfds build and by'
       ' beam_jobs.discover_words --quality'
     ) from error
+
+
+def _read_scores(contents) -> Scores:
+  scores = Scores(**contents)
+  for name, value in contents.items():
+    if value is not None and not isinstance(value, (int, float)):
+      raise ValueError(f'{name} is {value!r}')
+  return scores
 
 
 def _middle(origin, size) -> np.ndarray:

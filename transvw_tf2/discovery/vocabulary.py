@@ -28,6 +28,9 @@ INSTANCES_FILE = 'instances.csv'
 REJECTED_FILE = 'rejected.csv'
 DESCRIPTORS_FILE = 'descriptors.npz'
 
+# Of voxels; data sets hold int32.
+_MOST = 2**31 - 1
+
 
 @dataclasses.dataclass(frozen=True)
 class Word:
@@ -129,7 +132,7 @@ def read_vocabulary(folder: str) -> Vocabulary:
     with open(path, encoding='utf-8') as file:
       contents = json.load(file)
     words = tuple(
-      Word(int(one['word']), str(one['scan_id']), tuple(map(int, one['place'])))
+      Word(int(one['word']), str(one['scan_id']), _place(one['place']))
       for one in contents['words']
     )
     settings = Settings(**contents['settings'])
@@ -143,7 +146,7 @@ def read_vocabulary(folder: str) -> Vocabulary:
       ' the --output folder of beam_jobs.discover_words'
     ) from error
   except (
-    *(KeyError, TypeError, ValueError),
+    *(KeyError, TypeError, ValueError, OverflowError, RecursionError),
     *(OSError, csv.Error, errors.UserError),
   ) as error:
     raise errors.UserError(
@@ -152,6 +155,18 @@ def read_vocabulary(folder: str) -> Vocabulary:
     ) from error
   _check_words(folder, words, instances)
   return Vocabulary(settings, words, instances, notes)
+
+
+def _place(values) -> tuple[int, int, int]:
+  x, y, z = map(_integer, values)
+  return x, y, z
+
+
+def _integer(value) -> int:
+  number = int(value)
+  if abs(number) > _MOST:
+    raise ValueError(f'{number} is no number of voxels')
+  return number
 
 
 def _check_words(folder, words, instances):
@@ -180,8 +195,8 @@ def _read_instance(row: Mapping[str, str]) -> Instance:
     rank=int(row['rank']),
     resolution=int(row['resolution']),
     scan_id=row['scan_id'],
-    origin=(int(row['x']), int(row['y']), int(row['z'])),
-    size=(int(row['size_x']), int(row['size_y']), int(row['size_z'])),
+    origin=_place([row['x'], row['y'], row['z']]),
+    size=_place([row['size_x'], row['size_y'], row['size_z']]),
     distance=float(row['distance']),
   )
 

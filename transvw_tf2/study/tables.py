@@ -38,8 +38,11 @@ def read_rows(path: str) -> pd.DataFrame:
     return pd.DataFrame(columns=list(_TYPES)).astype(_TYPES)
   try:
     # As text: some versions of pandas do not read floats to the last bit.
-    return pd.read_csv(path, dtype=str)[list(_TYPES)].astype(_TYPES)
-  except (KeyError, ValueError) as error:
+    rows = pd.read_csv(path, dtype=str)[list(_TYPES)].astype(_TYPES)
+    if rows.duplicated(RUN).any():
+      raise ValueError('a run is there twice')
+    return rows
+  except (KeyError, ValueError, OverflowError, TypeError) as error:
     raise errors.UserError(
       f'{path} is not the table of a study ({error}): wanted the columns'
       f' {",".join(_TYPES)}; move it away'

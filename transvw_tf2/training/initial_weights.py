@@ -11,6 +11,7 @@ import keras
 from transvw_tf2 import errors
 from transvw_tf2.models import blocks
 from transvw_tf2.training import checkpoints
+from transvw_tf2.training import keras_file
 
 _ENCODER, _DECODER, _OUTPUT = 'encoder', 'decoder', 'output'
 _SUFFIX = '.keras'
@@ -83,13 +84,9 @@ def _load(source: str) -> keras.Model:
   if not os.path.isfile(source):
     raise errors.UserError(f'train.start_from: no file {source}')
   try:
-    model = keras.saving.load_model(source, compile=False)
-  except Exception as error:  # Keras raises many kinds for a broken file
-    raise errors.UserError(
-      f'train.start_from: {source} cannot be loaded'
-      f' ({" ".join(str(error).split())[:200]}): wanted a network of this'
-      ' package, saved by keras.Model.save'
-    ) from error
+    model = keras_file.load_network(source)
+  except errors.UserError as error:
+    raise errors.UserError(f'train.start_from: {error}') from error
   if not hasattr(model, 'parts'):
     raise errors.UserError(
       f'train.start_from: {source} holds a {type(model).__name__}, wanted a'

@@ -107,7 +107,9 @@ def from_bytes(body: bytes, json_length: str, name: str) -> InferRequest:
   Raises:
     request_errors.RequestError: the body is not what it says.
   """
-  if not json_length.isdecimal() or int(json_length) > len(body):
+  # Not so long that Python refuses to make a number of it.
+  is_number = json_length.isdecimal() and len(json_length) < 20
+  if not is_number or int(json_length) > len(body):
     raise request_errors.RequestError(
       f'Inference-Header-Content-Length is {json_length[:20]!r}, wanted at '
       f'most the {len(body)} bytes of the body'

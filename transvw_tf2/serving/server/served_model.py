@@ -143,6 +143,21 @@ def _load(path):
 
 
 def _read_description(path):
+  description = _read_json(path)
+  shape = _volume_shape(description) if isinstance(description, dict) else 0
+  if shape is not None and not (
+    isinstance(shape, list)
+    and len(shape) == 3
+    and all(type(side) is int and side > 0 for side in shape)
+  ):
+    raise errors.UserError(
+      f'{signatures.METADATA_FILE} of {path!r} describes no model, wanted an'
+      ' object with the three sides of a volume: export the model again'
+    )
+  return description
+
+
+def _read_json(path):
   try:
     with open(
       os.path.join(path, signatures.METADATA_FILE), encoding='utf-8'
@@ -150,15 +165,19 @@ def _read_description(path):
       return json.load(file)
   except FileNotFoundError:
     return {}
-  except (OSError, ValueError) as error:
+  except (OSError, ValueError, RecursionError) as error:
     raise errors.UserError(
       f'{signatures.METADATA_FILE} of {path!r} cannot be read ({error}): '
       'export the model again'
     ) from error
 
 
+def _volume_shape(description):
+  return description.get('cube_shape') or description.get('thumbnail_shape')
+
+
 def _volume_bytes(description):
-  shape = description.get('cube_shape') or description.get('thumbnail_shape')
+  shape = _volume_shape(description)
   return shape and 2 * math.prod(shape)
 
 

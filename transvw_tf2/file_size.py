@@ -4,7 +4,7 @@ import os
 
 from transvw_tf2 import errors
 
-# Trained weights hardly shrink when they are packed.
+# Trained weights, and descriptors, hardly shrink when they are packed.
 _MOST_PACKED = 4
 
 
@@ -21,6 +21,6 @@ def check(path: str, declared: int) -> None:
   size = os.path.getsize(path)
   if declared > _MOST_PACKED * size:
     raise errors.UserError(
-      f'{path} declares {declared} bytes of weights but has {size} bytes: it is'
+      f'{path} declares {declared} bytes of numbers but has {size} bytes: it is'
       ' damaged or not safe to read'
     )

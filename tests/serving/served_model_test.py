@@ -1,0 +1,64 @@
+"""What transvw_model.json may hold; the model beside it is a stand-in."""
+
+import types
+
+import pytest
+import tensorflow as tf
+
+from tests.serving import serve_process
+from transvw_tf2 import errors
+
+pytest.importorskip('kserve', reason=serve_process.SKIPPED)
+from transvw_tf2.serving.server import infer_v2
+from transvw_tf2.serving.server import request_errors
+from transvw_tf2.serving.server import served_model
+
+
+@pytest.fixture(name='load')
+def _load(tmp_path, monkeypatch):
+  function = types.SimpleNamespace(
+    structured_input_signature=(
+      (),
+      {'bytes': tf.TensorSpec((None,), tf.string)},
+    ),
+    structured_outputs={'embedding': tf.TensorSpec((None, 2))},
+  )
+  loaded = types.SimpleNamespace(signatures={'embed_bytes': function})
+  monkeypatch.setattr(tf.saved_model, 'load', lambda _: loaded)
+  (tmp_path / 'saved_model.pb').touch()
+
+  def load(text):
+    (tmp_path / 'transvw_model.json').write_text(text)
+    return served_model.ServedModel(str(tmp_path))
+
+  return load
+
+
+def test_the_shape_decides_the_length_of_a_volume(load):
+  model = load('{"cube_shape": [4, 3, 2]}')
+  tensor = model.signatures['embed_bytes'].inputs['bytes']
+  assert tensor.item_bytes == 2 * 4 * 3 * 2
+  model = load('{"words": ["a"]}')
+  assert model.signatures['embed_bytes'].inputs['bytes'].item_bytes is None
+
+
+@pytest.mark.parametrize(
+  'text',
+  [
+    *('[]', '3', '"text"', 'null', '[' * 100_000, '{"cube_shape": 3.5}'),
+    *('{"cube_shape": "text"}', '{"cube_shape": [4, 3]}'),
+    *('{"cube_shape": [4, 3, 0]}', '{"cube_shape": [4, 3, "2"]}'),
+    *('{"cube_shape": [[4], 3, 2]}', '{"thumbnail_shape": [1, 2, -3]}'),
+    '{"cube_shape": [4, 3, Infinity]}',
+  ],
+)
+def test_other_values_are_refused(load, text):
+  with pytest.raises(
+    errors.UserError, match=r'transvw_model\.json .* export the model again'
+  ):
+    load(text)
+
+
+def test_a_length_of_more_digits_than_python_takes():
+  with pytest.raises(request_errors.RequestError, match='Content-Length is'):
+    infer_v2.from_bytes(b'{}', '9' * 5000, 'transvw')

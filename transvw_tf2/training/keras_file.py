@@ -1,0 +1,72 @@
+"""Loads .keras files, which may come from elsewhere."""
+
+import json
+import zipfile
+
+import keras
+
+from transvw_tf2 import errors
+from transvw_tf2 import file_size
+
+_CONFIG = 'config.json'
+# As our classes are registered.
+_PACKAGE = 'transvw_tf2>'
+_SIZES = ('base_filters', 'depth', 'head_filters', 'head_units', 'num_words')
+_CLASSES = 'num_classes'
+# Of a file that could name any number of layers.
+_MAX_DEPTH = 12
+
+
+def load_network(path: str) -> keras.Model:
+  """Loads a network of this package.
+
+  Keras makes whatever class a file names, and as large as it says: only ours
+  are made, and only of a size whose weights the file can hold.
+
+  Raises:
+    errors.UserError: it is another network, not safe to load, or damaged.
+  """
+  try:
+    with zipfile.ZipFile(path) as archive:
+      file_size.check(path, sum(one.file_size for one in archive.infolist()))
+      config = json.loads(archive.read(_CONFIG))
+    name = str(config['registered_name'])
+    if name.startswith(_PACKAGE):
+      file_size.check(path, _least_bytes(config['config']))
+      return keras.saving.load_model(path, compile=False)
+  except errors.UserError:
+    raise
+  except Exception as error:  # Keras raises many kinds for a broken file
+    raise errors.UserError(
+      f'{path} cannot be loaded ({" ".join(str(error).split())[:200]}): wanted'
+      ' a network of this package, in a file named .keras'
+    ) from error
+  raise errors.UserError(
+    f'{path} holds a {str(config["class_name"])[:80]}, wanted a network of'
+    ' transvw_tf2.models'
+  )
+
+
+def _least_bytes(settings: dict) -> int:
+  """Returns bytes that the weights of a network take at least.
+
+  Raises:
+    ValueError: a setting is no size.
+  """
+  sizes = {name: settings.get(name) or 0 for name in _SIZES}
+  sizes['num_words'] = sizes['num_words'] or settings.get(_CLASSES) or 0
+  sizes['output_channels'] = settings.get('output_channels') or 1
+  for name, size in sizes.items():
+    if not isinstance(size, int) or size < 0:
+      raise ValueError(f'{name} is {size!r:.80}')
+  if not 1 <= sizes['depth'] <= _MAX_DEPTH:
+    raise ValueError(f'depth is {sizes["depth"]}, wanted 1 to {_MAX_DEPTH}')
+  width = sizes['base_filters'] << sizes['depth']
+  before_words = sizes['head_units'] or sizes['head_filters'] or width
+  return 4 * (
+    27 * width * (width // 2)  # the last convolution of the encoder
+    + 27 * width * sizes['head_filters']
+    + (sizes['head_filters'] or width) * sizes['head_units']
+    + before_words * sizes['num_words']
+    + 2 * sizes['base_filters'] * (sizes['output_channels'] - 1)
+  )
