@@ -75,8 +75,10 @@ setuptools.setup(
     'serve': ['kserve>=0.17'],
     'torch': ['torch>=2.6'],  # safe loading
     # dill is what tfds.testing imports; kserve is what serve needs; flask and
-    # flask-cors are what the server of moto needs.
+    # flask-cors are what the server of moto needs; coverage is for
+    # `python -m tests.fuzz`.
     'dev': [
+      'coverage>=7.4',
       'dill>=0.3.9',
       'flask>=3.0',
       'flask-cors>=4.0',

@@ -1,0 +1,1 @@
+"""Fuzzing of all that reads a file or a message from elsewhere."""
