@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import sys
+import zipfile
 
 import h5py
 import numpy as np
@@ -317,3 +318,13 @@ def test_damaged_keras_file(official, tmp_path):
   _refuse(other, tmp_path, 'cannot be|is neither')
   other.write_bytes(content.replace(b'VisualWordNet', b'VisualWordNit'))
   _refuse(other, tmp_path, 'cannot be loaded')
+
+
+def test_a_name_in_an_archive_that_is_not_what_it_says(tmp_path):
+  pytest.importorskip('torch')
+  path = tmp_path / 'a.pt'
+  with zipfile.ZipFile(path, 'w') as archive:
+    archive.writestr('caf\u00e9', b'')
+  # Said to be UTF-8.
+  path.write_bytes(path.read_bytes().replace('\u00e9'.encode(), b'\xff\xff'))
+  _refuse(path, tmp_path, 'cannot be read')

@@ -274,10 +274,11 @@ def _read_grpc(folder):
   request = pb.ModelInferRequest.FromString(_read_body(folder))
   try:
     servicer.InferenceServicer.validate_grpc_request(request)
+    decoded = kserve.InferRequest.from_grpc(request)
   except kserve.errors.InvalidInput as error:
     # As the server answers it.
     raise request_errors.RequestError(str(error)) from error
-  response = _answer(kserve.InferRequest.from_grpc(request))
+  response = _answer(decoded)
   response.to_grpc()
 
 

@@ -175,16 +175,18 @@ def _load(torch, path):
       for core in ('core', '_core')
     ),
   ]
-  with (
-    contextlib.suppress(zipfile.BadZipFile),
-    zipfile.ZipFile(path) as archive,
-  ):
-    file_size.check(path, sum(one.file_size for one in archive.infolist()))
   try:
+    with (
+      contextlib.suppress(zipfile.BadZipFile),
+      zipfile.ZipFile(path) as archive,
+    ):
+      file_size.check(path, sum(one.file_size for one in archive.infolist()))
     with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
       warnings.simplefilter('ignore')  # an error is one line
       return torch.load(path, map_location='cpu', weights_only=True)
-  # It raises many kinds for a broken file.
+  except errors.UserError:
+    raise
+  # Both raise many kinds for a broken file.
   except Exception as error:
     raise errors.UserError(
       f'{path} cannot be read without running code in it, or is cut'

@@ -62,6 +62,9 @@ def _least_bytes(settings: dict) -> int:
   if not 1 <= sizes['depth'] <= _MAX_DEPTH:
     raise ValueError(f'depth is {sizes["depth"]}, wanted 1 to {_MAX_DEPTH}')
   width = sizes['base_filters'] << sizes['depth']
+  if not sizes['num_words']:
+    # Then there is no head, whatever its sizes would be.
+    sizes |= {'head_filters': 0, 'head_units': 0}
   before_words = sizes['head_units'] or sizes['head_filters'] or width
   return 4 * (
     27 * width * (width // 2)  # the last convolution of the encoder
