@@ -25,8 +25,9 @@ def _check(outcomes):
     for number, text in one.failures.items()
   ]
   assert not wrong, '\n'.join(wrong)
-  for one in outcomes:
-    assert 0 < one.rejected < one.cases, one
+  assert all(one.rejected for one in outcomes), outcomes
+  # Some damage does not matter.
+  assert any(one.rejected < one.cases for one in outcomes)
 
 
 def test_a_few_cases_of_every_reader():
