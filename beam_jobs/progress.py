@@ -33,7 +33,7 @@ DONE = 'done'
 COUNTERS_FILE = 'counters.json'
 # Not a flag: TFDS takes none, and the builders have passes too.
 TIMES_VARIABLE = 'TRANSVW_TIMES'
-_LOG_FILE = 'progress.jsonl'
+LOG_FILE = 'progress.jsonl'
 
 # Between two looks at the file, and between two lines without a terminal.
 _LOOK_SECONDS = 1.0
@@ -61,7 +61,7 @@ class ScanLog:
       folder: temporary folder of the job, which goes with all in it; made anew
         for each run, so that no line is of an earlier one.
     """
-    self._path = os.path.join(folder, _LOG_FILE)
+    self._path = os.path.join(folder, LOG_FILE)
 
   def add(self, entry: Entry) -> None:
     """Adds a line."""

@@ -29,6 +29,7 @@ _FILES = {
   'export_step': 'export_step',
   'input': 'input',
   'perturb': 'perturb',
+  'scale': 'scale',
   'serve': 'serve',
   'train_step': 'train_step',
 }
