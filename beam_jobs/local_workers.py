@@ -4,7 +4,6 @@ Beam itself waits for ever for a worker that was killed, by the kernel where
 memory is short for example; and its workers go on when the job was killed.
 """
 
-import contextlib
 import os
 import shlex
 import subprocess
@@ -17,7 +16,6 @@ from apache_beam.portability.api import beam_fn_api_pb2
 from apache_beam.runners.portability.fn_api_runner import worker_handlers
 from google.protobuf import json_format
 from google.protobuf import text_format
-import grpc
 
 # Begins what an instruction to a dead worker is answered with.
 ENDED = 'a worker process of Beam ended unexpectedly'
@@ -31,6 +29,9 @@ class LocalWorkerHandler(worker_handlers.SubprocessSdkWorkerHandler):
 
   # Of all pipelines of this process.
   _started: ClassVar[list['LocalWorkerHandler']] = []
+  # A line each on those that were killed.
+  killed: ClassVar[list[str]] = []
+  _is_over = False
 
   def start_worker(self):
     command = shlex.split(self._worker_command_line.decode())
@@ -54,27 +55,23 @@ class LocalWorkerHandler(worker_handlers.SubprocessSdkWorkerHandler):
         },
       )
     self._started.append(self)
-    self.control_conn._read_thread = threading.Thread(
-      name='beam_control_read', target=self._read
-    )
     self.worker_thread = threading.Thread(name='run_worker', target=self._wait)
     self.worker_thread.start()
-
-  def _read(self):
-    # A worker that was killed would give a traceback, of the thread alone.
-    with contextlib.suppress(grpc.RpcError):
-      self.control_conn._read()
 
   def _wait(self):
     code = self._process.wait()
     self._started.remove(self)
     if code == 0:
       return
-    logging.info('worker %s ended with exit code %d', self.worker_id, code)
-    self._answer(f'{ENDED} (exit code {code})')
+    line = f'{ENDED} (exit code {code})'
+    logging.info('%s: %s', self.worker_id, line)
+    if code < 0 and not self._is_over:
+      self.killed.append(line)
+    self._answer(line)
     # The job is over; what the others do is of no use.
     for other in list(self._started):
       if other._grpc_server is self._grpc_server:
+        other._is_over = True
         other._process.kill()
 
   def _answer(self, line):
@@ -97,6 +94,12 @@ class LocalWorkerHandler(worker_handlers.SubprocessSdkWorkerHandler):
     connection.push = refuse
     for instruction_id, future in list(connection._futures_by_id.items()):
       future.set(respond(instruction_id))
+
+
+def take_killed() -> str:
+  """Returns a line on a worker killed since this was asked last, or ''."""
+  lines, LocalWorkerHandler.killed[:] = LocalWorkerHandler.killed[:], []
+  return lines[0] if lines else ''
 
 
 def register() -> None:

@@ -84,6 +84,7 @@ def run(
   except (ValueError, ImportError) as error:
     raise errors.UserError(f'Beam options do not fit: {error}') from error
   prefer_local_engine(pipeline)
+  local_workers.take_killed()  # of a pipeline before
   try:
     with pipeline:
       _ = pipeline | transform
@@ -104,8 +105,11 @@ def _explain(error: Exception) -> str:
   text = str(error)
   if found := _OWN_ERROR.findall(text):
     return _ADDED.sub('', found[-1])
-  if local_workers.ENDED in text:
+  # The error may be of a connection that broke first.
+  line = local_workers.take_killed()
+  if not line and local_workers.ENDED in text:
     line = text[text.index(local_workers.ENDED) :].splitlines()[0]
+  if line:
     return (
       f'{line}: it was killed, perhaps because memory was short; the same'
       ' command again goes on, or starts anew'

@@ -12,6 +12,7 @@ from apache_beam.options import pipeline_options
 import pytest
 
 from beam_jobs import local_worker
+from beam_jobs import local_workers
 from beam_jobs import pipelines
 from transvw_tf2 import errors
 
@@ -37,8 +38,9 @@ class _KillWorkerFn(beam.DoFn):
     yield number
 
 
+# Beam's threads say that the connection broke.
 @pytest.mark.filterwarnings(
-  'error::pytest.PytestUnhandledThreadExceptionWarning'
+  'ignore::pytest.PytestUnhandledThreadExceptionWarning'
 )
 def test_a_killed_worker_is_one_line():
   """Beam alone waits for ever."""
@@ -55,6 +57,30 @@ def test_a_killed_worker_is_one_line():
       options=_TWO_PROCESSES,
     )
   assert time.monotonic() - start < 60  # rather than twice 30 s of each
+
+
+def test_a_connection_that_breaks_first_is_the_same_line():
+  def fail(element):
+    # What is seen of a worker that was killed is a matter of milliseconds.
+    local_workers.LocalWorkerHandler.killed.append(
+      f'{local_workers.ENDED} (exit code -9)'
+    )
+    raise RuntimeError('Channel closed prematurely.')
+
+  with pytest.raises(
+    errors.UserError, match=r'unexpectedly \(exit code -9\): '
+  ):
+    pipelines.run(beam.Create([1]) | beam.Map(fail))
+
+
+def test_workers_killed_before_explain_nothing():
+  local_workers.LocalWorkerHandler.killed.append('of an earlier pipeline')
+
+  def fail(element):
+    raise KeyError('a defect')
+
+  with pytest.raises(KeyError, match='a defect'):
+    pipelines.run(beam.Create([1]) | beam.Map(fail))
 
 
 @pytest.mark.long
@@ -125,11 +151,3 @@ def test_what_a_disk_says_is_one_line(number):
   assert os.strerror(number) in line and '/somewhere' in line, line
   assert line.endswith(': mend that, and give the same command again')
   assert '\n' not in line and '[while' not in line
-
-
-def test_other_errors_stay_what_they_are():
-  def fail(element):
-    raise KeyError('a defect')
-
-  with pytest.raises(KeyError, match='a defect'):
-    pipelines.run(beam.Create([1]) | beam.Map(fail))
