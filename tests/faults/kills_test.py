@@ -159,7 +159,7 @@ def _trials(jobs, undisturbed, server, tmp_path):
     (_DISCOVERY, 20),
     (_WORDS, 20),
     (_NODULES, 14),
-    (_TRAINING, 20),
+    (_TRAINING, 15),
     (_EMBEDDING, 20),
   ],
 )
