@@ -365,6 +365,21 @@ def test_what_the_run_recorded_is_in_the_metadata(model, tmp_path):
     _export_run(workdir, tmp_path, overwrite=True)
 
 
+@pytest.mark.parametrize(
+  'recorded', [[], [{'epochs': 3}], 'text', 3, None, {'source': ['abc']}]
+)
+def test_a_record_of_the_run_that_is_none(model, tmp_path, recorded):
+  workdir = _write_run(tmp_path / 'run', model, task='Pretrain')
+  path = tmp_path / 'run' / 'summary.json'
+  path.write_text(json.dumps(recorded))
+  with pytest.raises(
+    errors.UserError, match=r'summary\.json is not what training writes'
+  ) as caught:
+    _export_run(workdir, tmp_path)
+  assert '\n' not in str(caught.value)
+  assert os.listdir(tmp_path) == ['run']
+
+
 def test_an_autoencoder_has_no_whole(tmp_path):
   model = _randomize(unet3d.UNet3D(**_TINY))
   workdir = _write_run(tmp_path / 'run', model, volume='thumbnail')

@@ -465,13 +465,19 @@ def _read_run(workdir):
   path = os.path.join(workdir, summary_lib.SUMMARY_FILE)
   try:
     with open(path, encoding='utf-8') as file:
-      return json.load(file)
+      run = json.load(file)
   except FileNotFoundError:
     return {}
   except (OSError, ValueError) as error:
     raise errors.UserError(
       f'{path} cannot be read ({error}): remove it to export without it'
     ) from error
+  if not isinstance(run, dict) or not isinstance(run.get('source', {}), dict):
+    raise errors.UserError(
+      f'{path} is not what training writes, an object with an object `source`:'
+      ' remove it to export without it'
+    )
+  return run
 
 
 def _replace_folder(source: str, target: str) -> None:
