@@ -10,7 +10,9 @@ import numpy as np
 from tests.fuzz import files as files_lib
 from tests.fuzz import mutations
 from tests.fuzz import targets
+from tests.scans import dicom_files
 from tests.scans import scan_files
+from transvw_tf2.scans import dicom_elements
 from transvw_tf2.scans import dicom_series
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import headers
@@ -294,6 +296,27 @@ def _write_dicom(folder, slices=4, **settings):
   scan_files.write_series(_as_path(folder), _hu()[:, :, :slices], **settings)
 
 
+def _write_explicit_dicom(folder, syntax, compressor=None):
+  if compressor:
+    scan_files.write_series(
+      _as_path(folder), _hu()[:, :, :4], compressor=compressor
+    )
+    return
+  _write_dicom(folder)
+  order = '>' if syntax == dicom_files.BIG_ENDIAN else '<'
+  inner = dicom_files.element((0x0008, 0x0100), b'SH', b'CODE', order=order)
+  sequence = dicom_files.element(
+    *((0x0008, 0x2112), b'SQ'),
+    dicom_files.item(inner, length=dicom_files.UNDEFINED, order=order)
+    + dicom_files.sequence_end(order),
+    length=dicom_files.UNDEFINED,
+    order=order,
+  )
+  dicom_files.rewrite(
+    folder, lambda data: dicom_files.encode(data, syntax, sequence)
+  )
+
+
 def _dicom_element(rng, data):
   """Changes the value, type or length of an element."""
   tag = mutations.choose(rng, sorted(_DICOM))
@@ -470,7 +493,21 @@ TARGETS = (
     mutate=_mutate_dicom,
     read=_read_scan(''),
     errors=(reader.ScanError,),
-    modules=(dicom_series, reader),
+    modules=(dicom_series, dicom_elements, reader),
+    leaves_out=_WRITERS,
+  ),
+  targets.Target(
+    name='dicom with VRs',
+    seeds=_seeds(
+      _write_explicit_dicom,
+      {'syntax': dicom_files.EXPLICIT},
+      {'syntax': dicom_files.BIG_ENDIAN},
+      {'syntax': '', 'compressor': 'JPEG'},
+    ),
+    mutate=_mutate_dicom,
+    read=_read_scan(''),
+    errors=(reader.ScanError,),
+    modules=(dicom_series, dicom_elements, reader),
     leaves_out=_WRITERS,
   ),
   targets.Target(

@@ -1,11 +1,14 @@
 """DICOM folders: order, places, HU, and what is no volume."""
 
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
+from tests.scans import dicom_files
 from tests.scans import scan_files
 from transvw_tf2.scans import reader
 
@@ -125,7 +128,72 @@ def test_a_slice_that_is_cut_short(tmp_path, left):
   """DICOM readers pass over such a file without a word."""
   folder = scan_files.write_series(tmp_path, scan_files.make_hu(_SIZE))
   os.truncate(tmp_path / '1_015.dcm', left)
-  assert _refused(folder).reason in ('uneven_slices', 'unreadable')
+  wanted = 'truncated' if left > 500 else 'uneven_slices'
+  assert _refused(folder).reason == wanted
+
+
+def test_the_last_slice_is_cut_short(tmp_path):
+  """Without it the others make a volume."""
+  hu = scan_files.make_hu((64, 65, 33))
+  folder = scan_files.write_series(tmp_path, hu)
+  last = max(
+    (tmp_path / name for name in os.listdir(folder)),
+    key=lambda path: sitk.ReadImage(os.fspath(path)).GetOrigin()[2],
+  )
+  os.truncate(last, last.stat().st_size - 1)
+  error = _refused(folder)
+  assert error.reason == 'truncated'
+  assert last.name in error.detail
+
+
+@pytest.mark.parametrize(
+  'syntax',
+  [dicom_files.IMPLICIT, dicom_files.EXPLICIT, dicom_files.BIG_ENDIAN],
+)
+def test_transfer_syntaxes(tmp_path, syntax):
+  hu = scan_files.make_hu(_SIZE)
+  folder = scan_files.write_series(tmp_path, hu)
+  dicom_files.rewrite(folder, lambda data: dicom_files.encode(data, syntax))
+  np.testing.assert_array_equal(reader.read_scan(folder).hu, hu)
+
+
+@pytest.mark.parametrize('compressor', ['JPEG', 'JPEG2000'])
+def test_compressed_slices(tmp_path, compressor):
+  hu = scan_files.make_hu(_SIZE)
+  folder = scan_files.write_series(tmp_path, hu, compressor=compressor)
+  np.testing.assert_array_equal(reader.read_scan(folder).hu, hu)
+
+
+@pytest.mark.parametrize(
+  'syntax', [dicom_files.BIG_ENDIAN, '1.2.840.10008.1.2.4.90']
+)
+def test_a_wrong_transfer_syntax_takes_no_memory(tmp_path, syntax):
+  """GDCM alone takes 770 MB for such a slice of 1 KB, and then reads it."""
+  scan_files.write_series(tmp_path / 'x', scan_files.make_hu((8, 7, 4)))
+  path = tmp_path / 'x' / '1_001.dcm'
+  path.write_bytes(dicom_files.claim(path.read_bytes(), syntax))
+  code = (
+    'import re, sys\n'
+    'from transvw_tf2.scans import reader\n'
+    'def kilobytes(key):\n'
+    '  with open("/proc/self/status") as file:\n'
+    '    return int(re.search(key + r":\\s+(\\d+)", file.read())[1])\n'
+    'before = kilobytes("VmRSS")\n'
+    'try:\n'
+    '  reader.read_geometry(sys.argv[1])\n'
+    'except reader.ScanError as error:\n'
+    '  print(error)\n'
+    'taken = kilobytes("VmHWM") - before\n'
+    'assert taken < 100_000, taken\n'
+  )
+  done = subprocess.run(
+    [sys.executable, '-c', code, tmp_path / 'x'],
+    capture_output=True,
+    text=True,
+    check=False,
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.startswith(f'damaged: {path} claims the transfer syntax')
 
 
 def test_a_slice_that_is_there_twice(tmp_path):

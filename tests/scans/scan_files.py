@@ -65,6 +65,7 @@ def write_series(
   skip=(),
   intercept=-1024,
   slope=1,
+  compressor=None,
 ):
   """Writes a DICOM series, its files named in no order; returns the folder."""
   os.makedirs(folder, exist_ok=True)
@@ -72,6 +73,9 @@ def write_series(
   names = np.random.default_rng(3).permutation(hu.shape[2])
   writer = sitk.ImageFileWriter()
   writer.KeepOriginalImageUIDOn()
+  if compressor:
+    writer.SetCompressor(compressor)
+    writer.UseCompressionOn()
   for k in range(hu.shape[2]):
     if k in skip:
       continue

@@ -1,10 +1,12 @@
 """Scans in a folder that holds one DICOM series, through SimpleITK."""
 
+import contextlib
 import os
 
 import numpy as np
 import SimpleITK as sitk
 
+from transvw_tf2.scans import dicom_elements
 from transvw_tf2.scans import errors
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import image_file
@@ -25,9 +27,11 @@ class DicomSeries:
     """Reads the headers, about 1 ms a slice.
 
     Raises:
-      ScanError: not one series, or slices that do not make a volume.
+      ScanError: not one series, slices that do not make a volume, or a DICOM
+        file, of the series or not, that claims more than it holds.
     """
     self._folder = folder
+    _check_files(folder)
     self._files = _find_slices(folder)
     headers = [image_file.read_header(path) for path in self._files]
     slices = [image_file.geometry_of(header) for header in headers]
@@ -54,6 +58,16 @@ class DicomSeries:
     except errors.ITK_ERRORS as error:
       raise errors.unreadable(self._folder, error) from error
     return image_file.array_view(self._image)
+
+
+def _check_files(folder: str) -> None:
+  """Checks all DICOM files of a folder before GDCM reads any of them."""
+  with os.scandir(folder) as entries:
+    paths = sorted(one.path for one in entries if one.is_file())
+  for path in paths:
+    # GDCM passes over a file that cannot be opened.
+    with contextlib.suppress(OSError):
+      dicom_elements.check(path)
 
 
 def _find_slices(folder: str) -> tuple[str, ...]:
