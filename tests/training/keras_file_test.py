@@ -112,3 +112,14 @@ def test_a_cut_file(tmp_path, cut):
   path.write_bytes(path.read_bytes()[:-cut])
   with pytest.raises(errors.UserError, match=r'a\.keras cannot be loaded'):
     keras_file.load_network(str(path))
+
+
+@pytest.mark.parametrize('build', [None, False, {}])
+def test_a_network_whose_weights_cannot_be_placed(tmp_path, build):
+  """Keras gives it without weights, and without an error."""
+  path = str(tmp_path / 'a.keras')
+  _save(path)
+  _change(path, lambda config: config | {'build_config': build})
+  with pytest.raises(errors.UserError, match='has no build_config') as caught:
+    keras_file.load_network(path)
+  assert '\n' not in str(caught.value)

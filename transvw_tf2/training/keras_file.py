@@ -33,7 +33,11 @@ def load_network(path: str) -> keras.Model:
     name = str(config['registered_name'])
     if name.startswith(_PACKAGE):
       file_size.check(path, _least_bytes(config['config']))
-      return keras.saving.load_model(path, compile=False)
+      model = keras.saving.load_model(path, compile=False)
+      if not model.built:
+        # Keras leaves the weights in the file then, without an error.
+        raise ValueError(f'its {_CONFIG} has no build_config for the weights')
+      return model
   except errors.UserError:
     raise
   except Exception as error:  # Keras raises many kinds for a broken file
