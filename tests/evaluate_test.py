@@ -163,6 +163,7 @@ def test_sensitivity_by_brute_force():
   assert evaluation.sensitivities(np.ones(3), np.ones(3), 1).min() == 1
 
 
+@pytest.mark.long
 def test_intervals_cover_the_truth_about_as_often_as_they_say():
   # Scores whose AUC is known: N(0, 1) against N(1, 1) gives Phi(1 / sqrt 2).
   truth, covered = 0.7602, 0

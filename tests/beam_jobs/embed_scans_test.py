@@ -235,6 +235,7 @@ def test_a_killed_run_keeps_the_scans_it_finished(job, model, scans, tmp_path):
   assert {key: _finish_times(output)[key] for key in finished} == times
 
 
+@pytest.mark.long
 def test_two_processes_write_the_same_files(job, model, scans, tmp_path):
   job.run(scans, model, str(tmp_path / 'one'))
   done = _run(

@@ -80,9 +80,9 @@ def test_words_are_the_same_and_no_copy_is_left(
 
   monkeypatch.setattr(reader, '_read', count_copies)
   job.run(address, str(tmp_path / 'remote'), _SETTINGS, measure=True)
-  # One at a time: 5 scans, and once more those with words.
+  # One at a time: 2 for the plan, 5 scans, and once more those with words.
   assert set(most) == {1}
-  assert len(most) == 10
+  assert len(most) == 12
   assert not [one for one in os.listdir(staging) if 'transvw_' in one]
   job.run(scans, str(tmp_path / 'local'), _SETTINGS, measure=True)
   assert _files(tmp_path / 'remote') == _files(tmp_path / 'local')

@@ -228,6 +228,7 @@ def test_counters_of_several_passes_lie_in_one_file(tmp_path):
   assert progress.count_reasons(['b', 'a', 'b']) == {'a': 1, 'b': 2}
 
 
+@pytest.mark.long
 def test_two_processes_tell_of_each_scan_once(tmp_path):
   scans = tiny_scans.write_luna16(tmp_path / 'scans')
   bad = tiny_scans.write_bad(tmp_path / 'scans' / 'subset0')

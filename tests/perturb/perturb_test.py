@@ -159,6 +159,7 @@ def test_compiled_with_the_published_cube():
   assert np.abs(got - cubes).mean() > 0.1
 
 
+@pytest.mark.long
 def test_compiled_in_a_dataset():
   cubes, seeds = _cubes(16), _seeds(16)
   layer = perturb.Perturb()

@@ -20,6 +20,7 @@ def _data_dir(tmp_path_factory):
   return tiny_data.write_targets(tmp_path_factory.mktemp('targets'))
 
 
+@pytest.mark.long
 def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
   """What a run left behind when it was killed is gone on with."""
   whole, cut = (

@@ -33,6 +33,7 @@ def test_data_is_asked_for(module):
     list(module.deterministic())
 
 
+@pytest.mark.long
 def test_it_trains_and_tells_what_went_wrong(module, tmp_path):
   data = tiny_data.write(tmp_path)
   with flagsaver.flagsaver(

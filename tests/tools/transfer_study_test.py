@@ -41,7 +41,7 @@ def _run(data_dir, folder, *more):
     ],
     cwd=_ROOT,
     capture_output=True,
-    text=True,
+    encoding='utf-8',
     check=False,
   )
 
@@ -135,6 +135,7 @@ def test_a_folder_holds_one_study(study, tmp_path):
   assert os.listdir(folder) == ['study.json']
 
 
+@pytest.mark.long
 def test_a_run_that_fails_is_named(study, tmp_path):
   (tmp_path / 'empty').mkdir()
   text = r'boxes, both, 50 % of the labels, seed 1: .*no model\.json in workdir'

@@ -398,6 +398,7 @@ def test_float16_on_cpu_is_one_line(tmp_path, strategy, data_dir):
     _train(tmp_path, strategy, data_dir, precision='float16')
 
 
+@pytest.mark.long
 def test_stages(tmp_path, strategy, data_dir):
   """Words only, then restoration and words from its encoder."""
   words = functools.partial(

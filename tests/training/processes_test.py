@@ -207,6 +207,7 @@ def _workers(workdir, data_dir, **settings):
     ]
 
 
+@pytest.mark.long
 def test_two_workers_equal_one(undisturbed, data_dir, tmp_path):
   """The same global batch, with statistics of batch norm over both."""
   workdir = tmp_path / 'run'

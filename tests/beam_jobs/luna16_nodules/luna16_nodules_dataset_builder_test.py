@@ -352,6 +352,7 @@ def _hashes(folder):
   }
 
 
+@pytest.mark.long
 def test_plain_build_makes_what_it_can_with_any_number_of_processes(
   folder, tmp_path
 ):
