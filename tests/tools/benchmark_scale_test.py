@@ -38,9 +38,9 @@ def test_forecast_of_other_amounts(module):
     name: (value, unit)
     for name, value, unit, *_ in module._extrapolate(build, 888)
   }
-  # 44 words of 3 x 200 and 30 cubes of 256 KiB, twice on the disk.
+  # 44 words of 3 x 200 and 30 cubes of 256 KiB.
   assert lines['scale_888_disk'] == (
-    pytest.approx(2 * 27_720 * 2**18 / 1e9),
+    pytest.approx(27_720 * 2**18 / 1e9),
     'GB',
   )
   want = 10 + 888 * 0.75 + 20 * 27_720 / 1000

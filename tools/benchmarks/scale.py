@@ -20,8 +20,8 @@ latter, on one worker process and on several, and yields for each
 
 Then `scale_forecast` tells the minutes of the larger build as forecast from the
 smaller, and scale_888 and scale_100000 the hours and the disk of so many scans
-of this size on this machine: each scan is read once in pass 1, those that show
-a word (at most --words times 230) once more, and each cube is written twice.
+of this size on this machine, with the published 44 words: each scan is read once in
+pass 1, at most 44 times 230 of them once more, and cubes lie on the disk once.
 
 NumPy, BLAS and ITK have one thread in each process. Files that were read lie in
 the page cache as far as there is room.
@@ -160,7 +160,7 @@ def _extrapolate(build, count) -> Iterator[tuple]:
   yield f'{name}_read', count * build.scan_bytes / 1e9, 'GB', None, None
   cube_bytes = 2 * schema.CUBE_SHAPE[0] * schema.CUBE_SHAPE[1]
   cube_bytes *= schema.CUBE_SHAPE[2]
-  yield f'{name}_disk', 2 * cubes * cube_bytes / 1e9, 'GB', None, None
+  yield f'{name}_disk', cubes * cube_bytes / 1e9, 'GB', None, None
 
 
 def _lines(name, build, speed, sequential) -> Iterator[tuple]:
