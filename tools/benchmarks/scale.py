@@ -20,8 +20,9 @@ latter, on one worker process and on several, and yields for each
 
 Then `scale_forecast` tells the minutes of the larger build as forecast from the
 smaller, and scale_888 and scale_100000 the hours and the disk of so many scans
-of this size on this machine, with the published 44 words: each scan is read once in
-pass 1, at most 44 times 230 of them once more, and cubes lie on the disk once.
+of this size on this machine, with the published 44 words: each scan is read
+once in pass 1, at most 44 times 230 of them once more, and cubes lie on the
+disk once.
 
 NumPy, BLAS and ITK have one thread in each process. Files that were read lie in
 the page cache as far as there is room.
