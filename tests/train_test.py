@@ -35,6 +35,7 @@ def _train(workdir, data_dir, *arguments):
   )
 
 
+@pytest.mark.long
 def test_two_replicas_equal_one(data_dir, tmp_path):
   """The same global batch on one and on two logical CPUs."""
   rows = []

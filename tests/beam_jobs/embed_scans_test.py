@@ -207,6 +207,7 @@ def test_only_what_is_missing_is_computed(job, model, scans, tmp_path):
   assert (result.written, result.skipped, result.counters) == (0, 4, {})
 
 
+@pytest.mark.long
 def test_a_killed_run_keeps_the_scans_it_finished(job, model, scans, tmp_path):
   output = str(tmp_path / 'out')
   # Every cube place: seconds for a scan.

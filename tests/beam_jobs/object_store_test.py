@@ -4,6 +4,7 @@ import csv
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import tempfile
@@ -12,6 +13,7 @@ from unittest import mock
 import fsspec
 import pytest
 
+from beam_jobs import progress
 from tests import object_store
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
@@ -60,7 +62,11 @@ def _files(folder):
   found = {}
   for name in os.listdir(folder):
     with open(os.path.join(folder, name), 'rb') as file:
-      found[name] = hashlib.file_digest(file, 'sha256').hexdigest()
+      contents = file.read()
+    if name == progress.COUNTERS_FILE:
+      # How large a scan is in a store is not asked for.
+      contents = re.sub(rb'"bytes_read": (\d+|null)', b'', contents)
+    found[name] = hashlib.sha256(contents).hexdigest()
   return found
 
 

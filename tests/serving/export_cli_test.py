@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
+import pytest
 
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.serving import export
@@ -23,6 +24,7 @@ def _run_cli(*arguments):
   return done.stdout
 
 
+@pytest.mark.long
 def test_saved_model_cli_shows_and_runs_it(tmp_path):
   model = visual_word_net.VisualWordNet(
     num_words=3, base_filters=2, depth=2, head_filters=4, head_units=5

@@ -275,6 +275,7 @@ def _check_grpc_keys(server):
     assert stub.ModelMetadata(ask, metadata=metadata).name == 'transvw'
 
 
+@pytest.mark.long
 def test_scans_of_clients_that_die(tmp_path):
   serve_process.export_encoder(tmp_path / 'model')
   size = (64, 64, 32)

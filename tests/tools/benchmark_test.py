@@ -181,6 +181,7 @@ def _run(*arguments):
   )
 
 
+@pytest.mark.long
 def test_the_command_measures_memory():
   done = _run(
     *('cubes_memory', '--words=1', '--more_words', '2', '--scans=3'),

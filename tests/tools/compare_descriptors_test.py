@@ -108,6 +108,7 @@ def _folders(tmp_path_factory):
   return scans, index, model
 
 
+@pytest.mark.long
 def test_a_table_of_phantoms(tool, folders, capsys):
   scans, index, model = folders
   settings = {'scans': scans, 'data': index, 'patients': 2, 'places': 4}

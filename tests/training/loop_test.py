@@ -95,6 +95,7 @@ def test_best_is_the_epoch_with_the_lowest_validation_loss(run):
   assert checkpoints.load_model(str(workdir), 'latest')[1]['epoch'] == 3
 
 
+@pytest.mark.long
 def test_same_seed_same_weights(run, tmp_path, strategy, data_dir):
   again = _train(tmp_path / 'again', strategy, data_dir, epochs=3)
   _assert_equal(_weights(tmp_path / 'again'), _weights(run[0]))

@@ -319,6 +319,7 @@ def test_sigterm_saves_and_the_run_goes_on(undisturbed, data_dir, tmp_path):
   _assert_same_run(workdir, undisturbed)
 
 
+@pytest.mark.long
 def test_no_room_keeps_the_last_checkpoint(undisturbed, data_dir, tmp_path):
   workdir = tmp_path / 'run'
   shutil.copytree(undisturbed, workdir)

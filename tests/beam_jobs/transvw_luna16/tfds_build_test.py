@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 
+import pytest
 import tensorflow_datasets as tfds
 
 from tests.beam_jobs import tiny_scans
@@ -43,6 +44,7 @@ def _hashes(folder):
   }
 
 
+@pytest.mark.long
 def test_one_and_two_processes_write_the_same_files(tmp_path):
   scans = tiny_scans.write_luna16(tmp_path / 'scans')
   done = _build(
