@@ -18,6 +18,7 @@ from apache_beam.options import pipeline_options
 
 from beam_jobs import amounts
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
@@ -173,10 +174,7 @@ def check_new(output: str | None, what: str) -> str:
   """
   if output is None:
     return os.getcwd()
-  if os.path.exists(output):
-    raise errors.UserError(
-      f'--output {output} exists; give another {what}, or remove it'
-    )
+  output_lock.check_new(output, what)
   if storage.is_remote(output):
     return output.rpartition('/')[0]
   return os.path.dirname(os.path.abspath(output))

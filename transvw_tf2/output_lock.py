@@ -76,12 +76,13 @@ def making(output: str, name: str = '') -> Iterator[str]:
     UserError: `output` exists, another run is making it, or it cannot be
       written.
   """
-  _check_new(output, name)
+  what = 'file' if name else 'folder'
+  check_new(output, what)
   temporary = f'{output.rstrip(os.sep)}.incomplete'
   try:
     with hold(temporary, output):
       try:
-        _check_new(output, name)  # another run may just have finished it
+        check_new(output, what)  # another run may just have finished it
         _empty(temporary)
         yield temporary
         os.rename(os.path.join(temporary, name).rstrip(os.sep), output)
@@ -94,9 +95,9 @@ def making(output: str, name: str = '') -> Iterator[str]:
     ) from error
 
 
-def _check_new(output: str, name: str) -> None:
+def check_new(output: str, what: str) -> None:
+  """Raises UserError where an output, a `what` to be made, exists."""
   if os.path.exists(output):
-    what = 'file' if name else 'folder'
     raise errors.UserError(
       f'--output {output} exists; give another {what}, or remove it'
     )

@@ -158,10 +158,10 @@ def test_memory_is_that_of_all_processes(cubes):
     root = psutil.Process(process.pid)
     peak = 0
     while peak < 3e8 and process.poll() is None:
-      peak = max(peak, cubes._resident_bytes(root))
+      peak = max(peak, cubes.process_memory.resident_bytes(root))
     process.communicate(b'\n')
   assert 3e8 <= peak < 4e8
-  assert cubes._resident_bytes(root) == 0  # it has ended
+  assert cubes.process_memory.resident_bytes(root) == 0  # it has ended
 
 
 def test_a_run_that_fails_is_told(cubes, tmp_path):

@@ -43,6 +43,7 @@ import time
 from absl import flags
 from apache_beam.options import pipeline_options
 import numpy as np
+import process_memory
 import psutil
 from scipy import ndimage
 import SimpleITK as sitk
@@ -305,23 +306,13 @@ def _measure_peak(folder, words) -> int:
   ):
     root = psutil.Process(process.pid)
     while process.poll() is None:
-      peak = max(peak, _resident_bytes(root))
+      peak = max(peak, process_memory.resident_bytes(root))
       time.sleep(0.02)
     if process.returncode:
       log.seek(0)
       last = (log.read().splitlines() or ['no output'])[-1]
       raise errors.UserError(f'{" ".join(command)} failed: {last}')
   return peak
-
-
-def _resident_bytes(root: psutil.Process) -> int:
-  total = 0
-  # A process may end at any time.
-  with contextlib.suppress(psutil.NoSuchProcess):
-    for process in [root, *root.children(recursive=True)]:
-      with contextlib.suppress(psutil.NoSuchProcess):
-        total += process.memory_info().rss
-  return total
 
 
 @contextlib.contextmanager

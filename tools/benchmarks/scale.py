@@ -41,6 +41,7 @@ import tempfile
 import time
 
 from absl import flags
+import process_memory
 import psutil
 import SimpleITK as sitk
 
@@ -287,7 +288,7 @@ class _Watch:
     root = psutil.Process(process.pid)
     while process.poll() is None:
       self._look_at_logs()
-      self.memory = max(self.memory, _resident_bytes(root))
+      self.memory = max(self.memory, process_memory.resident_bytes(root))
       time.sleep(_LOOK_SECONDS)
     self.seconds = time.perf_counter() - self._begin
 
@@ -318,16 +319,6 @@ def _steady(ends: Sequence[float]) -> float:
   if len(kept) < 2:
     return ends[-1] / len(ends)
   return (kept[-1] - kept[0]) / (len(kept) - 1)
-
-
-def _resident_bytes(root: psutil.Process) -> int:
-  total = 0
-  # A process may end at any time.
-  with contextlib.suppress(psutil.NoSuchProcess):
-    for process in [root, *root.children(recursive=True)]:
-      with contextlib.suppress(psutil.NoSuchProcess):
-        total += process.memory_info().rss
-  return total
 
 
 def _read_flags() -> tuple[list[int], list[int]]:
