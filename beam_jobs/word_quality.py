@@ -4,11 +4,13 @@ from collections.abc import Sequence
 import os
 import shutil
 
+from absl import logging
 from apache_beam.options import pipeline_options
 import numpy as np
 
 from beam_jobs import discovery
 from beam_jobs import transforms
+from transvw_tf2 import errors
 from transvw_tf2.discovery import quality
 from transvw_tf2.discovery import vocabulary as vocabulary_lib
 from transvw_tf2.scans import luna16
@@ -83,12 +85,25 @@ def measure(
         cube = np.asarray(record['cube'])
         thumbnails[wanted[one]] = quality.make_thumbnail(cube)
         air[wanted[one]] = quality.air_share(cube)
-  errors_mm = {}
-  if _is_synthetic(scans):
-    errors_mm = quality.find_errors(vocabulary, phantom.load_truth(scans))
   return quality.measure(
-    [one.word for one in measured], thumbnails, air, errors_mm
+    [one.word for one in measured],
+    thumbnails,
+    air,
+    _find_true_errors(vocabulary, scans),
   )
+
+
+def _find_true_errors(vocabulary, scans):
+  """Returns the true errors in mm, none where the anatomy is not known."""
+  if not _is_synthetic(scans):
+    return {}
+  try:
+    truth = phantom.load_truth(scans)
+  except errors.UserError as error:
+    # Of some scans, added by hand: no reason to lose the words.
+    logging.warning('true errors are not measured: %s', error)
+    return {}
+  return quality.find_errors(vocabulary, truth)
 
 
 def _is_synthetic(scans: str) -> bool:

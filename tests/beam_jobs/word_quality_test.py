@@ -149,6 +149,23 @@ def test_without_known_anatomy_there_are_no_errors(found, scans, tmp_path):
   assert unknown.overall.within == measured.overall.within
 
 
+def test_a_scan_of_unknown_anatomy_costs_the_errors_alone(
+  found, scans, tmp_path, caplog
+):
+  words, measured, requests = found['lung']
+  folder = tmp_path / 'scans'
+  for name in os.listdir(scans):
+    (folder / name).parent.mkdir(exist_ok=True)
+    os.symlink(os.path.join(scans, name), folder / name)
+  os.remove(folder / phantom.TRANSFORM_FOLDER)
+  os.mkdir(folder / phantom.TRANSFORM_FOLDER)
+  with caplog.at_level('WARNING'):
+    without = word_quality.measure(requests, words, str(folder))
+  assert without.overall.error_mm is None
+  assert without.overall.within == measured.overall.within
+  assert 'true errors are not measured: no ' in caplog.text
+
+
 def test_pass_1_finds_lungs_only_where_they_are_wanted(scans):
   scan_file = luna16.find_scans(scans)[0]
   for frame, length in (('voxel', 0), ('lung', 3)):
