@@ -134,6 +134,6 @@ def _counters(result) -> dict[str, int]:
   wanted = metrics.MetricsFilter().with_namespace(NAMESPACE)
   try:
     found = result.metrics().query(wanted)['counters']
-  except NotImplementedError:  # an engine that does not count, such as Dask
+  except NotImplementedError:  # an engine that does not count
     return {}
   return dict(sorted((one.key.metric.name, one.result) for one in found))

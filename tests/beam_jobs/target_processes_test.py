@@ -1,6 +1,5 @@
 """Target data sets are the same with one process and with two."""
 
-import csv
 import hashlib
 import json
 import os
@@ -9,7 +8,7 @@ import sys
 
 import pytest
 
-from transvw_tf2.scans import luna16
+from tests.beam_jobs import tiny_scans
 from transvw_tf2.scans import phantom
 
 _ROOT = os.path.dirname(
@@ -26,13 +25,7 @@ def _scans(tmp_path_factory):
   """LUNA16 with lung masks and nodules; labels.csv with the candidates."""
   folder = tmp_path_factory.mktemp('scans') / 'luna16'
   phantom.write_luna16(str(folder), 10, (96, 96, 64), seed=7)
-  paths = {one.scan_id: one.path for one in luna16.find_scans(str(folder))}
-  with open(folder / 'labels.csv', 'w', newline='', encoding='utf-8') as file:
-    rows = csv.writer(file)
-    rows.writerow(['scan', 'x', 'y', 'z', 'label'])
-    for one in luna16.read_candidates(str(folder)):
-      scan = os.path.relpath(paths[one.scan_id], folder)
-      rows.writerow([scan, *one.centre, ('vessel', 'nodule')[one.label]])
+  tiny_scans.write_labels(folder)
   return folder
 
 

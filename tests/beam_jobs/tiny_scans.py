@@ -1,5 +1,6 @@
 """Tiny chest-like scans for tests: air all over, a rod of soft tissue."""
 
+import csv
 import os
 
 import numpy as np
@@ -8,6 +9,7 @@ import SimpleITK as sitk
 
 from transvw_tf2 import schema
 from transvw_tf2.scans import geometry
+from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
 
 SIZE = (80, 80, 48)
@@ -83,6 +85,18 @@ def write_bad(folder) -> dict[str, str]:
     'text': 'unreadable',
     'truncated': 'truncated',
   }
+
+
+def write_labels(folder) -> None:
+  """Writes a labels.csv with the candidates of a folder made as LUNA16 is."""
+  paths = {one.scan_id: one.path for one in luna16.find_scans(str(folder))}
+  path = os.path.join(folder, 'labels.csv')
+  with open(path, 'w', newline='', encoding='utf-8') as file:
+    rows = csv.writer(file)
+    rows.writerow(['scan', 'x', 'y', 'z', 'label'])
+    for one in luna16.read_candidates(str(folder)):
+      scan = os.path.relpath(paths[one.scan_id], folder)
+      rows.writerow([scan, *one.centre, ('vessel', 'nodule')[one.label]])
 
 
 def expected_cube(hu: np.ndarray, origin, size) -> np.ndarray:

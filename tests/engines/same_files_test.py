@@ -1,6 +1,5 @@
 """Every job writes the same files on every engine, hash for hash."""
 
-import csv
 import hashlib
 import json
 import os
@@ -13,7 +12,6 @@ import pytest
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import schema
 from transvw_tf2.models import unet3d
-from transvw_tf2.scans import luna16
 from transvw_tf2.scans import phantom
 from transvw_tf2.scans import released_npy
 from transvw_tf2.serving import export
@@ -40,13 +38,7 @@ def _scans(tmp_path_factory):
   """LUNA16 with nodules, lung masks, labels.csv and scans of no use."""
   folder = tmp_path_factory.mktemp('scans') / 'luna16'
   phantom.write_luna16(str(folder), 10, (96, 96, 64), seed=7)
-  paths = {one.scan_id: one.path for one in luna16.find_scans(str(folder))}
-  with open(folder / 'labels.csv', 'w', newline='', encoding='utf-8') as file:
-    rows = csv.writer(file)
-    rows.writerow(['scan', 'x', 'y', 'z', 'label'])
-    for one in luna16.read_candidates(str(folder)):
-      scan = os.path.relpath(paths[one.scan_id], folder)
-      rows.writerow([scan, *one.centre, ('vessel', 'nodule')[one.label]])
+  tiny_scans.write_labels(folder)
   tiny_scans.write_bad(folder / 'subset0')
   # Not a folder of known anatomy: the last ones have none.
   os.remove(folder / phantom.SETTINGS_FILE)
