@@ -4,25 +4,30 @@ r"""Finds places in other patients that look like a place in a scan.
       --world=-60,-20,110 --scans LUNA16 --output similar.png
 
 takes the cube whose middle is nearest to the place and prints the cubes of
-other patients whose embeddings are most like its own (cosine); with --scans it
-draws them as well. EMBEDDINGS is what `beam_jobs.embed_scans` wrote. Choose its
---stride for the precision that is wanted: the next cube lies up to half the
-diagonal of a step away. 16,16,8 takes 4 x 4 x 4 times the work of cubes side by
-side.
+other patients whose embeddings are most like its own; with --scans it draws
+them as well. Embeddings are whitened by those of all patients and then compared
+by their cosine; --nowhiten compares them as they are. EMBEDDINGS is what
+`beam_jobs.embed_scans` wrote. Choose its --stride for the precision that is
+wanted: the next cube lies up to half the diagonal of a step away. 16,16,8 takes
+4 x 4 x 4 times the work of cubes side by side.
 
   python tools/find_similar.py --embeddings EMBEDDINGS --scans PHANTOM \
       --measure --output pairs.csv
 
 tells, for each pair of patients that tools/make_phantom.py made, how often the
 most similar place truly is the same one: within --radius mm in the anatomy that
-both were bent from. Beside it stand the pixels of the cubes, shrunk and
-compared by normalised correlation; the same voxels; a random place; and the
-best that this grid of cubes allows.
+both were bent from, by embeddings whitened and as they are. Beside it stand the
+pixels of the cubes, shrunk and compared by normalised correlation, and whitened
+too; the same voxels; a random place; and the best that this grid of cubes
+allows.
 """
 
+from collections.abc import Iterable
+from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
 import os
+from typing import NamedTuple
 
 from absl import flags
 import matplotlib.figure
@@ -52,6 +57,9 @@ _COUNT = flags.DEFINE_integer('count', 5, 'Places to find.', lower_bound=1)
 _PER_PATIENT = flags.DEFINE_integer(
   'per_patient', 1, 'Most places of one patient.', lower_bound=1
 )
+_WHITEN = flags.DEFINE_boolean(
+  'whiten', True, 'Whiten the embeddings by those of all patients first.'
+)
 _MEASURE = flags.DEFINE_boolean(
   'measure', False, 'Measure on patients whose anatomy is known.'
 )
@@ -63,6 +71,11 @@ _OUTPUT = flags.DEFINE_string(
 )
 
 _EMBEDDING, _PIXELS, _SAME_VOXELS = 'embedding', 'pixels', 'same voxels'
+_WHITENED = '%s, whitened'
+# A whitening is fitted on so many scans at most, and cubes of each: a hundred
+# times the numbers of the full network's embedding.
+_FIT_SCANS = 256
+_FIT_CUBES = 256
 # HU shown as black and white.
 _WINDOW = (-1000, 400)
 _BATCH = 64
@@ -97,6 +110,7 @@ def find_similar(
   row: int,
   count: int,
   per_patient: int = 1,
+  whiten: bool = True,
 ) -> pd.DataFrame:
   """Finds the places of other patients that are most like a cube.
 
@@ -109,6 +123,7 @@ def find_similar(
     row: of the cube.
     count: places wanted.
     per_patient: most places of one patient.
+    whiten: compare whitened embeddings, see `retrieval.Whitening`.
 
   Returns:
     A row per place: `rank` (0 is the cube itself), `scan_id`, its corner `x`,
@@ -118,13 +133,16 @@ def find_similar(
   Raises:
     UserError: there is no other patient, or a file is damaged.
   """
+  scan_ids = embedding_files.list_scans(folder)
+  whitening = _fit_whitening(_read_some(folder, scan_ids)) if whiten else None
+  wanted = _transform(query.embeddings[[row]], whitening)
   found = []
-  for scan_id in embedding_files.list_scans(folder):
+  for scan_id in scan_ids:
     if scan_id == query.scan_id:
       continue
     scan = embedding_files.read_scan(folder, scan_id)
     (rows,), (cosines,) = retrieval.find_nearest(
-      query.embeddings[[row]], scan.embeddings, per_patient
+      wanted, _transform(scan.embeddings, whitening), per_patient
     )
     found += [
       _make_row(scan, one, cosine)
@@ -139,6 +157,23 @@ def find_similar(
   table = pd.DataFrame([_make_row(query, row, 1.0), *found[:count]])
   table.insert(0, 'rank', range(len(table)))
   return table
+
+
+def _read_some(folder, scan_ids) -> Iterator[np.ndarray]:
+  """Reads the embeddings of some scans, the same ones each time."""
+  for one in np.random.default_rng(0).permutation(scan_ids)[:_FIT_SCANS]:
+    yield embedding_files.read_scan(folder, one).embeddings
+
+
+def _fit_whitening(described: Iterable[np.ndarray]) -> retrieval.Whitening:
+  """Fits to some rows of each patient, the same ones each time."""
+  rng = np.random.default_rng(0)
+  chosen = [rng.permutation(rows)[:_FIT_CUBES] for rows in described]
+  return retrieval.Whitening(np.concatenate(chosen))
+
+
+def _transform(rows, whitening: retrieval.Whitening | None) -> np.ndarray:
+  return rows if whitening is None else whitening(rows)
 
 
 def _make_row(scan, row, cosine) -> dict:
@@ -242,17 +277,39 @@ def measure(folder: str, scans: str, radius: float) -> pd.DataFrame:
   for scan_id in scan_ids:
     one = embedding_files.read_scan(folder, scan_id)
     middles = embedding_files.middle_voxels(one.places, cube_shape)
-    pixels = _describe_pixels(paths[scan_id], one.places, cube_shape)
-    anatomy = truths[scan_id].template_coordinates(middles)
-    known[scan_id] = one, pixels, anatomy
+    known[scan_id] = _Known(
+      one.places,
+      truths[scan_id].template_coordinates(middles),
+      {
+        _EMBEDDING: one.embeddings,
+        _PIXELS: _describe_pixels(paths[scan_id], one.places, cube_shape),
+      },
+    )
+  _add_whitened(list(known.values()))
   rows = []
   for query, patient in itertools.permutations(scan_ids, 2):
     shares = _score_pair(known[query], known[patient], radius)
-    places = len(known[query][-1])
+    places = len(known[query].places)
     rows.append(
       {'query': query, 'patient': patient, 'places': places, **shares}
     )
   return pd.DataFrame(rows)
+
+
+class _Known(NamedTuple):
+  """The cubes of a patient: corners, anatomy, and rows to compare by method."""
+
+  places: np.ndarray
+  anatomy: np.ndarray
+  described: dict[str, np.ndarray]
+
+
+def _add_whitened(known: Sequence[_Known]) -> None:
+  """Whitens the rows of each method by those of all patients."""
+  for method in (_EMBEDDING, _PIXELS):
+    whitening = _fit_whitening(one.described[method] for one in known)
+    for one in known:
+      one.described[_WHITENED % method] = whitening(one.described[method])
 
 
 def _describe_pixels(path, places, cube_shape) -> np.ndarray:
@@ -265,18 +322,15 @@ def _describe_pixels(path, places, cube_shape) -> np.ndarray:
   )
 
 
-def _score_pair(query, patient, radius) -> dict[str, float]:
-  one, pixels, wanted = query
-  other, other_pixels, places = patient
+def _score_pair(query: _Known, patient: _Known, radius) -> dict[str, float]:
   choices = {
-    method: retrieval.find_nearest(rows, candidates, 1)[0][:, 0]
-    for method, rows, candidates in (
-      (_EMBEDDING, one.embeddings, other.embeddings),
-      (_PIXELS, pixels, other_pixels),
-    )
+    method: retrieval.find_nearest(rows, patient.described[method], 1)[0][:, 0]
+    for method, rows in query.described.items()
   }
-  _, choices[_SAME_VOXELS] = spatial.KDTree(other.places).query(one.places)
-  return retrieval.score_choices(wanted, places, choices, radius)
+  _, choices[_SAME_VOXELS] = spatial.KDTree(patient.places).query(query.places)
+  return retrieval.score_choices(
+    query.anatomy, patient.anatomy, choices, radius
+  )
 
 
 def summarise(pairs: pd.DataFrame) -> pd.DataFrame:
@@ -371,7 +425,9 @@ def _show_similar() -> None:
   world = _parse_place(scan)
   row = find_cube(scan, world)
   off = np.linalg.norm(scan.middles[row] - world)
-  table = find_similar(folder, scan, row, _COUNT.value, _PER_PATIENT.value)
+  table = find_similar(
+    folder, scan, row, _COUNT.value, _PER_PATIENT.value, _WHITEN.value
+  )
   if _OUTPUT.value:
     figure = draw_cubes(table, _SCANS.value, settings.cube_shape)
     with output_file.replacing(_OUTPUT.value) as path:

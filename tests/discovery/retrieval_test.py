@@ -45,6 +45,41 @@ def test_cosines_of_pixels_are_correlations_of_blocks():
   assert cosines[0, 0] == pytest.approx(want, abs=1e-4)
 
 
+def test_whitened_rows_are_uncorrelated():
+  rng = np.random.default_rng(2)
+  mixed = rng.normal(size=(20_000, 4)) @ np.tril(np.ones((4, 4))) + 5
+  rows = mixed.astype(np.float32)
+  whitened = retrieval.Whitening(rows)(rows)
+  assert whitened.dtype == np.float32
+  np.testing.assert_allclose(whitened.mean(axis=0), 0, atol=1e-4)
+  np.testing.assert_allclose(np.cov(whitened.T), np.eye(4), atol=0.01)
+
+
+def test_whitening_finds_what_a_common_part_hides():
+  rng = np.random.default_rng(3)
+  words = rng.normal(size=(200, 8))
+  # The loudest number says nothing of the word.
+  loud = np.array([20.0, *[1.0] * 7])
+  one, other = ((words + 0.1 * rng.normal(size=words.shape)) for _ in range(2))
+  one[:, 0], other[:, 0] = rng.normal(size=(2, 200))
+  one, other = one * loud, other * loud
+  whitening = retrieval.Whitening(np.concatenate([one, other]))
+  right = np.arange(200)
+  plain, _ = retrieval.find_nearest(one, other, 1)
+  found, _ = retrieval.find_nearest(whitening(one), whitening(other), 1)
+  assert (plain[:, 0] == right).mean() < 0.5
+  assert (found[:, 0] == right).mean() > 0.7
+
+
+@pytest.mark.parametrize('count', [1, 2, 5])
+def test_whitening_of_few_rows_is_finite(count):
+  rows = np.random.default_rng(4).normal(size=(count, 64)).astype(np.float32)
+  assert np.isfinite(retrieval.Whitening(rows)(rows)).all()
+  # All alike: nothing sets one apart.
+  same = np.ones((count, 64), np.float32)
+  np.testing.assert_array_equal(retrieval.Whitening(same)(same), 0 * same)
+
+
 def test_choices_are_scored_by_hand():
   wanted = np.array([[0.0, 0, 0], [10, 0, 0], [99, 0, 0]])
   places = np.array([[0.0, 3, 4], [10, 0, 0]])

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 import pytest
+from sklearn import covariance
 
 from beam_jobs import embedding_files
 from transvw_tf2 import errors
@@ -23,7 +24,10 @@ _ROOT = os.path.dirname(
   os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 )
 _CUBE = (16, 16, 8)
-_METHODS = ['embedding', 'pixels', 'same voxels', 'random', 'best possible']
+_METHODS = [
+  *('embedding', 'pixels', 'embedding, whitened', 'pixels, whitened'),
+  *('same voxels', 'random', 'best possible'),
+]
 
 
 @pytest.fixture(name='tool')
@@ -83,7 +87,9 @@ def test_the_nearest_cube_is_the_one_around_the_place(tool, folders):
 def test_similar_places_are_those_of_a_loop(tool, folders, count, per_patient):
   scans = _read_all(folders[1])
   query, row = scans[1], 13
-  table = tool.find_similar(folders[1], query, row, count, per_patient)
+  table = tool.find_similar(
+    folders[1], query, row, count, per_patient, whiten=False
+  )
   found = []
   for scan in scans[:1] + scans[2:]:
     every = [
@@ -101,6 +107,34 @@ def test_similar_places_are_those_of_a_loop(tool, folders, count, per_patient):
     assert line['cosine'] == pytest.approx(want[0], abs=1e-5)
     assert line['scan_id'] == want[1]
     assert tuple(line[axis] for axis in 'xyz') == want[2]
+
+
+def _whiten(rows):
+  """Whitens by scikit-learn's precision: W W' is what it inverts."""
+  estimate = covariance.OAS().fit(np.asarray(rows, np.float64))
+  return (rows - estimate.location_) @ np.linalg.cholesky(estimate.precision_)
+
+
+def test_whitened_places_are_those_of_a_loop(tool, folders):
+  scans = _read_all(folders[1])
+  whitened = _whiten(np.concatenate([one.embeddings for one in scans]))
+  whitened = np.split(whitened, len(scans))
+  table = tool.find_similar(folders[1], scans[1], 13, 5)
+  found = sorted(
+    (
+      max(
+        (_cosine(whitened[1][13], row), scans[one].scan_id, tuple(place))
+        for row, place in zip(whitened[one], scans[one].places, strict=True)
+      )
+      for one in (0, 2, 3)
+    ),
+    reverse=True,
+  )
+  for line, want in zip(table.to_dict('records')[1:], found, strict=True):
+    assert line['cosine'] == pytest.approx(want[0], abs=1e-4)
+    assert (line['scan_id'], line['x'], line['y'], line['z']) == (
+      *(want[1], *want[2]),
+    )
 
 
 def test_a_table_and_a_picture(tool, folders, tmp_path, capsys):
@@ -172,6 +206,14 @@ def _expected_pairs(scans, embeddings, radius):
       }
       for (x, y, z), embedding in zip(scan.places, scan.embeddings, strict=True)
     ]
+  every = list(itertools.chain.from_iterable(cubes.values()))
+  for cube in every:
+    # Pixels are compared by what they differ in from their mean.
+    cube['pixels'] = cube['pixels'] - cube['pixels'].mean()
+  for method in ('embedding', 'pixels'):
+    whitened = _whiten(np.array([cube[method] for cube in every]))
+    for cube, row in zip(every, whitened, strict=True):
+      cube[f'{method}, whitened'] = row
   for query, patient in itertools.permutations(sorted(cubes), 2):
     right = {method: [] for method in _METHODS}
     for one in cubes[query]:
@@ -180,24 +222,15 @@ def _expected_pairs(scans, embeddings, radius):
         np.linalg.norm(one['place'] - other['place']) <= radius
         for other in others
       ]
-      embedding, pixels, corner = (
-        max(range(len(others)), key=lambda row, score=score: score(others[row]))
-        for score in (
-          lambda other, one=one: _cosine(one['embedding'], other['embedding']),
-          lambda other, one=one: np.corrcoef(one['pixels'], other['pixels'])[
-            0, 1
-          ],
-          lambda other, one=one: (
-            -np.linalg.norm(one['corner'] - other['corner'])
-          ),
-        )
-      )
-      for method, value in zip(
-        _METHODS,
-        (near[embedding], near[pixels], near[corner], np.mean(near), any(near)),
-        strict=True,
-      ):
-        right[method].append(value)
+      for method in _METHODS[:4]:
+        scores = [_cosine(one[method], other[method]) for other in others]
+        right[method].append(near[np.argmax(scores)])
+      offsets = [
+        np.linalg.norm(one['corner'] - other['corner']) for other in others
+      ]
+      right['same voxels'].append(near[np.argmin(offsets)])
+      right['random'].append(np.mean(near))
+      right['best possible'].append(any(near))
     yield {
       'query': query,
       'patient': patient,
@@ -228,7 +261,7 @@ def test_the_measurement_is_that_of_a_loop(tool, folders, tmp_path, capsys):
   assert (found['best possible'] >= found['embedding']).all()
 
   lines = capsys.readouterr().out.splitlines()
-  assert len(lines) == 1 + 12 + 1 + 1 + 5
+  assert len(lines) == 1 + 12 + 1 + 1 + 7
   assert lines[13] == (
     'found within 60 mm, 324 places in 12 pairs of patients:'
   )
