@@ -80,6 +80,7 @@ python tools/transfer_study.py --output "$OUT/study" \
   --gin_param 'train.batch_size = 4' \
   --gin_param 'train.cache = "memory"' \
   --gin_param 'train.steps_per_call = 5' \
+  --gin_param 'train.batch_norm_momentum = 0.9' \
   --gin_param "candidates:train.epochs = $CANDIDATE_EPOCHS" \
   --gin_param 'candidates:train.learning_rate = 4e-3' \
   --gin_param 'candidates:Classification.mirror = "xyz"' \

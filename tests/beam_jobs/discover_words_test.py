@@ -116,6 +116,7 @@ def test_two_processes_write_the_same_vocabulary(job, scans, tmp_path):
   assert _read(one) == _read(two)
 
 
+@pytest.mark.long
 def test_a_bad_scan_in_another_process_is_one_line(tmp_path):
   scans = tiny_scans.write_luna16(tmp_path / 'scans')
   path = os.path.join(scans, 'subset5', 'text.mhd')

@@ -13,7 +13,7 @@ pytest.importorskip('kserve', reason="it is in '.[dev]'")
 from tests.fuzz import worker
 
 _TARGETS = worker.load_targets()
-_FEW = 25
+_FEW = 6
 _BAD = 16
 _MANY = 5000
 

@@ -347,3 +347,22 @@ def test_check_positive_refuses(value):
 def test_weight_layers_wants_a_built_model():
   with pytest.raises(ValueError, match='wanted a built model'):
     blocks.weight_layers(blocks.ConvBlock(1, 0))
+
+
+@pytest.mark.parametrize('momentum', [0.0, 0.75])
+def test_the_momentum_is_that_of_the_moving_statistics(momentum):
+  network = keras.Sequential([blocks.ConvBlock(3, 0), blocks.ConvBlock(2, 1)])
+  inputs = np.random.default_rng(0).normal(size=(2, 4, 5, 6, 1))
+  network.build((None, 6, 4, 5, 1))
+  _randomize(network)
+  kernel, bias = network.layers[0].conv.get_weights()
+  old = network.layers[0].batch_norm.moving_mean.numpy()
+  blocks.set_batch_norm_momentum(network, momentum)
+  network(_inner(inputs).astype(np.float32), training=True)
+  batch = np.stack([_convolve(one, kernel) + bias for one in inputs])
+  np.testing.assert_allclose(
+    network.layers[0].batch_norm.moving_mean.numpy(),
+    momentum * old + (1 - momentum) * batch.mean(axis=(0, 1, 2, 3)),
+    rtol=1e-4,
+  )
+  assert network.layers[1].batch_norm.momentum == momentum

@@ -176,6 +176,7 @@ def test_pytorch_takes_the_same_steps(train_step, torch_networks):
   assert losses[-1, 0] < 0.99 * losses[0, 0]
 
 
+@pytest.mark.long
 def test_bfloat16_is_near_float32_on_both_sides(train_step, torch_networks):
   losses = {}
   for precision in ('float32', 'bfloat16'):
@@ -357,6 +358,7 @@ def test_without_pytorch(train_step, monkeypatch, capsys):
   assert capsys.readouterr().err.count('no PyTorch: train_step_') == 2
 
 
+@pytest.mark.long
 def test_a_side_is_a_process(train_step):
   pytest.importorskip('torch')
   settings = {'precision': 'float32', 'compiled': False}

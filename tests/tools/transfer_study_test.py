@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 
 from absl.testing import flagsaver
 import pytest
@@ -31,56 +30,6 @@ def _data_dir(tmp_path_factory):
   return tiny_data.write_targets(tmp_path_factory.mktemp('targets'))
 
 
-def _run(data_dir, folder, *more):
-  return subprocess.run(
-    [
-      *(sys.executable, 'tools/transfer_study.py', f'--output={folder}'),
-      *(f'--data=boxes={data_dir}', '--fractions=0.5', '--processes=2'),
-      *(f'--gin_param={one}' for one in _SMALL),
-      *more,
-    ],
-    cwd=_ROOT,
-    capture_output=True,
-    encoding='utf-8',
-    check=False,
-  )
-
-
-def test_the_command_trains_measures_and_goes_on(data_dir, tmp_path):
-  folder = tmp_path / 'study'
-  done = _run(data_dir, folder, '--seeds=1')
-  assert done.returncode == 0, done.stderr
-  rows = tables.read_rows(str(folder / 'rows.csv'))
-  assert list(rows['init']) == ['scratch']
-  assert (rows['epochs'] == 2).all()
-  workdir = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
-  assert (workdir / 'history.csv').exists()
-  assert not (workdir / 'checkpoints').exists()
-  log = (workdir / 'log.txt').read_text()
-  assert 'epoch 2: ' in log
-  assert 'Traceback' not in log
-  with open(
-    workdir / 'test' / evaluation_report.METRICS_FILE, encoding='utf-8'
-  ) as file:
-    measured = json.load(file)
-  # The data has masks, so it is a segmentation.
-  assert rows['value'][0] == measured['metrics']['iou']['value']
-  assert measured['split'] == 'test'
-  # A second seed is added; the first is not trained again.
-  before = (workdir / 'history.csv').stat().st_mtime_ns
-  done = _run(data_dir, folder, '--seeds=2')
-  assert done.returncode == 0, done.stderr
-  assert '1 of 2 runs are there' in done.stdout
-  assert (workdir / 'history.csv').stat().st_mtime_ns == before
-  again = tables.read_rows(str(folder / 'rows.csv'))
-  assert list(again['seed']) == [1, 2]
-  assert again['value'][0] == rows['value'][0]
-  assert '| boxes, IoU | 50 % of the labels |' in done.stdout
-  for name in ('summary.md', 'summary.csv', 'fractions.png'):
-    assert (folder / name).exists()
-  assert (folder / 'learning_curves_boxes.png').exists()
-
-
 @pytest.fixture(name='study')
 def _study_in_process(import_main, data_dir, tmp_path, monkeypatch):
   """Calls the main with flags, as parsed."""
@@ -99,6 +48,41 @@ def _study_in_process(import_main, data_dir, tmp_path, monkeypatch):
       module.main([])
 
   return run
+
+
+def test_it_trains_measures_and_goes_on(study, tmp_path, capsys):
+  folder = tmp_path / 'study'
+  study()
+  rows = tables.read_rows(str(folder / 'rows.csv'))
+  assert list(rows['init']) == ['scratch']
+  assert (rows['epochs'] == 2).all()
+  workdir = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
+  assert (workdir / 'history.csv').exists()
+  assert not (workdir / 'checkpoints').exists()
+  log = (workdir / 'log.txt').read_text()
+  assert 'epoch 2: ' in log
+  assert 'Traceback' not in log
+  with open(
+    workdir / 'test' / evaluation_report.METRICS_FILE, encoding='utf-8'
+  ) as file:
+    measured = json.load(file)
+  # The data has masks, so it is a segmentation.
+  assert rows['value'][0] == measured['metrics']['iou']['value']
+  assert measured['split'] == 'test'
+  # A second seed is added; the first is not trained again.
+  before = (workdir / 'history.csv').stat().st_mtime_ns
+  capsys.readouterr()
+  study(seeds=2)
+  out = capsys.readouterr().out
+  assert '1 of 2 runs are there' in out
+  assert (workdir / 'history.csv').stat().st_mtime_ns == before
+  again = tables.read_rows(str(folder / 'rows.csv'))
+  assert list(again['seed']) == [1, 2]
+  assert again['value'][0] == rows['value'][0]
+  assert '| boxes, IoU | 50 % of the labels |' in out
+  for name in ('summary.md', 'summary.csv', 'fractions.png'):
+    assert (folder / name).exists()
+  assert (folder / 'learning_curves_boxes.png').exists()
 
 
 @pytest.mark.parametrize(

@@ -173,6 +173,7 @@ def test_early_stopping_and_plateau(tmp_path, strategy, data_dir):
   assert len(_train(tmp_path, strategy, data_dir, epochs=20)) == 4
 
 
+@pytest.mark.long
 def test_it_learns(tmp_path, strategy, data_dir):
   rows = _train(
     tmp_path, strategy, data_dir, epochs=25, learning_rate=1e-2, batch_size=6
@@ -339,7 +340,8 @@ def test_one_cube_that_does_not_fit_is_one_line(
     )
 
 
-@pytest.mark.parametrize('calls', [2, 5])  # in training, in validation
+# In training, in validation.
+@pytest.mark.parametrize('calls', [2, pytest.param(5, marks=pytest.mark.long)])
 def test_a_run_that_is_asked_to_stop_goes_on_exactly(
   run, tmp_path, strategy, data_dir, calls
 ):

@@ -261,6 +261,36 @@ def test_frozen_layers_stay_bit_for_bit(data_dir, tmp_path):
   )
 
 
+def test_statistics_of_pretraining_are_left_behind(data_dir, tmp_path):
+  _train(tmp_path / 'a', data_dir, epochs=1, task=_classification)
+  model, _ = checkpoints.load_model(str(tmp_path / 'a'))
+  model.encoder.conv_blocks[0].batch_norm.moving_mean.assign([1000.0, 1000.0])
+  model.save(tmp_path / 'a.keras')
+
+  def moving_mean(workdir, **settings):
+    _train(
+      *(workdir, data_dir),
+      epochs=1,
+      task=_classification,
+      start_from=str(tmp_path / 'a.keras'),
+      **settings,
+    )
+    model, _ = checkpoints.load_model(str(workdir), 'latest')
+    return model.encoder.conv_blocks[0].batch_norm.moving_mean.numpy()
+
+  assert (moving_mean(tmp_path / 'b') > 500).all()
+  found = moving_mean(tmp_path / 'c', batch_norm_momentum=0.1)
+  assert (np.abs(found) < 10).all()
+
+
+@pytest.mark.parametrize('momentum', [-0.1, 1.0])
+def test_a_momentum_that_is_none_is_refused(data_dir, tmp_path, momentum):
+  text = f'batch_norm_momentum is {momentum}, wanted 0 or more and less than 1'
+  with pytest.raises(errors.UserError, match=text):
+    _train(tmp_path / 'w', data_dir, batch_norm_momentum=momentum)
+  assert not (tmp_path / 'w').exists()
+
+
 def test_layers_thaw_one_by_one_and_on_resuming(data_dir, tmp_path):
   def snapshot():
     model, _ = checkpoints.load_model(str(tmp_path / 'w'), 'latest')

@@ -391,3 +391,15 @@ def fold(model: keras.Model) -> None:
   for layer in model._flatten_layers():
     if isinstance(layer, ConvBlock):
       layer.fold()
+
+
+def set_batch_norm_momentum(model: keras.Model, momentum: float) -> None:
+  """Sets how much of their statistics batch norms keep in a training step.
+
+  Args:
+    model: any network; moving = momentum * moving + (1 - momentum) * batch.
+    momentum: in [0, 1).
+  """
+  for layer in model._flatten_layers():
+    if isinstance(layer, keras.layers.BatchNormalization):
+      layer.momentum = momentum

@@ -10,6 +10,7 @@ import tensorflow as tf
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
+from transvw_tf2.models import blocks
 from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
@@ -131,6 +132,8 @@ def assemble(
   with strategy.scope():
     model = task.build_model(synchronized, settings.dtype_policy)
     _call_once(model, data)
+    if settings.batch_norm_momentum is not None:
+      blocks.set_batch_norm_momentum(model, settings.batch_norm_momentum)
     optimizer = _make_optimizer(model, settings)
   is_chief = devices.is_chief(strategy)
   if is_chief:

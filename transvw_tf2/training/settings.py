@@ -52,6 +52,9 @@ class Settings:
       weights and losses in float32; float16 scales the loss.
     jit_compile: see `step.compiled_part`.
     synchronized_batch_norm: see `step.resolve_batch_norm`.
+    batch_norm_momentum: how much of its moving statistics batch norm keeps in a
+      step, in [0, 1). None is the networks' 0.99, which takes some 500 steps to
+      forget those of other data.
     steps_per_call: steps that run on the device without coming back to Python.
     inputs_in_pipeline: whether the input pipeline, on the CPU, makes what the
       model sees, such as perturbed cubes, rather than the step on its device.
@@ -79,6 +82,7 @@ class Settings:
   precision: str = 'float32'
   jit_compile: bool | str = step.AUTO
   synchronized_batch_norm: bool | None = None
+  batch_norm_momentum: float | None = None
   steps_per_call: int = 1
   inputs_in_pipeline: bool = False
   shuffle_buffer: int = 1024
@@ -97,6 +101,12 @@ class Settings:
       raise errors.UserError(
         f'train.precision is {self.precision!r}, wanted one of'
         f' {", ".join(PRECISIONS)}'
+      )
+    momentum = self.batch_norm_momentum
+    if momentum is not None and not 0 <= momentum < 1:
+      raise errors.UserError(
+        f'train.batch_norm_momentum is {momentum}, wanted 0 or more and less'
+        ' than 1, or None'
       )
 
   @property
