@@ -128,6 +128,15 @@ def test_masks_equal_numpy(runs, data_dir, tmp_path):
     assert min(picture.size) > 200
 
 
+def test_what_fills_the_last_batch_is_not_drawn(data_dir):
+  data = evaluation.open_data(data_dir, 'mask')
+  found = evaluation.predict_masks(
+    lambda cubes, training: cubes, data, 'test', batch_size=16
+  )
+  # Of the ten examples every other one has a structure.
+  assert len(found.pictures['cubes']) == 5
+
+
 @pytest.mark.parametrize('probe', evaluation.PROBES)
 def test_probes_classify_by_embeddings(probe, runs, data_dir, tmp_path):
   # Also those of a network that was trained for something else.

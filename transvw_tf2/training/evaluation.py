@@ -101,10 +101,10 @@ def predict_masks(
   def count(batch):
     predicted = run(batch['cube'], training=False)
     if len(pictures['cubes']) < most_pictures:
-      for mask, cube, one in zip(
-        batch['mask'], batch['cube'], predicted, strict=True
+      for weight, mask, cube, one in zip(
+        batch['weight'], batch['mask'], batch['cube'], predicted, strict=True
       ):
-        if tf.reduce_any(mask > 0):
+        if weight > 0 and tf.reduce_any(mask > 0):
           pictures['cubes'].append(cube[..., 0].numpy())
           pictures['masks'].append(mask[..., 0].numpy())
           pictures['predicted'].append(one[..., 0].numpy())
