@@ -32,3 +32,15 @@ def test_plots_show_every_init_and_fraction(tmp_path):
   plots.save(str(tmp_path / 'curves.png'), drawn)
   with Image.open(tmp_path / 'curves.png') as picture:
     assert min(picture.size) > 300
+
+
+def test_more_inits_than_colours_are_all_drawn():
+  inits = ['scratch', *'abcdefgh']
+  summary = tables.summarize(
+    study_rows.make_rows({(init, 1.0): [0.5, 0.6] for init in inits})
+  )
+  (axes,) = plots.draw_fractions(summary).axes
+  assert axes.get_legend_handles_labels()[1] == inits
+  curves = {(1.0, init): [[0.1, 0.2]] for init in inits}
+  (axes,) = plots.draw_learning_curves('nodules, AUC', curves).axes
+  assert [one.get_label() for one in axes.lines] == inits

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence
+import itertools
 
 from matplotlib import figure
 from matplotlib import ticker
@@ -14,6 +15,12 @@ from transvw_tf2.study import tables
 
 # Of Okabe and Ito, told apart by the colour-blind too.
 _COLORS = ('#000000', '#E69F00', '#56B4E9', '#009E73', '#D55E00', '#CC79A7')
+# More inits than colours are told apart by their lines.
+_STYLES = [
+  {'color': color, 'linestyle': line}
+  for line in ('-', '--', ':')
+  for color in _COLORS
+]
 
 
 def draw_fractions(summary: pd.DataFrame) -> figure.Figure:
@@ -28,16 +35,15 @@ def draw_fractions(summary: pd.DataFrame) -> figure.Figure:
     drawn.subplots(1, len(tasks), squeeze=False)[0], tasks, strict=True
   ):
     of_task = summary[summary['task'] == task]
-    for color, init in zip(
-      _COLORS, tables.sort_inits(of_task['init']), strict=False
-    ):
+    inits = tables.sort_inits(of_task['init'])
+    for style, init in zip(itertools.cycle(_STYLES), inits, strict=False):
       line = of_task[of_task['init'] == init].sort_values('fraction')
       axes.errorbar(
         100 * line['fraction'],
         line['mean'],
         yerr=line['sd'].fillna(0),
         label=init,
-        color=color,
+        **style,
         marker='o',
         markersize=4,
         capsize=3,
@@ -72,16 +78,18 @@ def draw_learning_curves(
   )
   row = drawn.subplots(1, len(fractions), squeeze=False)[0]
   for axes, fraction in zip(row, fractions, strict=True):
-    for color, init in zip(_COLORS, inits, strict=False):
+    for style, init in zip(itertools.cycle(_STYLES), inits, strict=False):
       seeds = histories.get((fraction, init))
       if not seeds:
         continue
       epochs = min(len(one) for one in seeds)
       curves = np.array([one[:epochs] for one in seeds])
       steps = np.arange(1, epochs + 1)
-      axes.plot(steps, curves.mean(axis=0), label=init, color=color)
+      axes.plot(steps, curves.mean(axis=0), label=init, **style)
       axes.fill_between(
-        steps, curves.min(axis=0), curves.max(axis=0), color=color, alpha=0.15
+        *(steps, curves.min(axis=0), curves.max(axis=0)),
+        color=style['color'],
+        alpha=0.15,
       )
     axes.set_title(f'{100 * fraction:g} % of the labels')
     axes.set_xlabel('epoch')
