@@ -1,7 +1,8 @@
-"""What transvw_model.json may hold; the model beside it is a stand-in."""
+"""A served model without its server; where it can be, it is a stand-in."""
 
 import types
 
+import numpy as np
 import pytest
 import tensorflow as tf
 
@@ -62,3 +63,15 @@ def test_other_values_are_refused(load, text):
 def test_a_length_of_more_digits_than_python_takes():
   with pytest.raises(request_errors.RequestError, match='Content-Length is'):
     infer_v2.from_bytes(b'{}', '9' * 5000, 'transvw')
+
+
+def test_items_of_different_shapes_fail_no_neighbour(tmp_path):
+  module = tf.Module()
+  module.total = tf.function(
+    lambda a: {'total': tf.reduce_sum(a, axis=1)},
+    input_signature=[tf.TensorSpec((None, None), tf.float32, 'a')],
+  )
+  tf.saved_model.save(module, str(tmp_path), {'total': module.total})
+  model = served_model.ServedModel(str(tmp_path))
+  items = [{'a': np.ones(size, np.float32)} for size in (2, 3)]
+  assert [one['total'] for one in model.run('total', items)] == [2, 3]

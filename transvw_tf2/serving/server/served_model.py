@@ -110,7 +110,8 @@ class ServedModel:
     """
     try:
       return self._call(self.signatures[name], items)
-    except tf.errors.OpError as error:
+    # The latter where items differ in sides that are free.
+    except (tf.errors.OpError, ValueError) as error:
       if len(items) == 1:
         return [error]
     return [self.run(name, [item])[0] for item in items]
