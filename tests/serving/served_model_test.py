@@ -1,5 +1,6 @@
 """A served model without its server; where it can be, it is a stand-in."""
 
+import dataclasses
 import types
 
 import numpy as np
@@ -12,6 +13,7 @@ from transvw_tf2 import errors
 pytest.importorskip('kserve', reason=serve_process.SKIPPED)
 from transvw_tf2.serving.server import infer_v2
 from transvw_tf2.serving.server import request_errors
+from transvw_tf2.serving.server import rest_v1
 from transvw_tf2.serving.server import served_model
 
 
@@ -75,3 +77,22 @@ def test_items_of_different_shapes_fail_no_neighbour(tmp_path):
   model = served_model.ServedModel(str(tmp_path))
   items = [{'a': np.ones(size, np.float32)} for size in (2, 3)]
   assert [one['total'] for one in model.run('total', items)] == [2, 3]
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'name'),
+  [
+    *((tf.float32, 'DT_FLOAT'), (tf.float64, 'DT_DOUBLE')),
+    *((tf.float16, 'DT_HALF'), (tf.int16, 'DT_INT16')),
+    *((tf.string, 'DT_STRING'), (tf.bfloat16, 'DT_BFLOAT16')),
+  ],
+)
+def test_metadata_names_types_as_tensorflow_does(load, dtype, name):
+  model = load('{}')
+  tensor = model.signatures['embed_bytes'].outputs['embedding']
+  model.signatures['embed_bytes'].outputs['embedding'] = dataclasses.replace(
+    tensor, tf_dtype=dtype
+  )
+  described = rest_v1.metadata('toy', model)['metadata']['signature_def']
+  outputs = described['signature_def']['embed_bytes']['outputs']
+  assert outputs['embedding']['dtype'] == name

@@ -7,6 +7,7 @@ import base64
 import binascii
 
 import numpy as np
+from tensorflow.core.framework import types_pb2
 
 from transvw_tf2.serving.server import request_errors
 from transvw_tf2.serving.server import served_model
@@ -184,7 +185,7 @@ def _encode_strings(name, value):
 def _describe(tensors):
   return {
     one.name: {
-      'dtype': f'DT_{one.tf_dtype.name.upper()}'.replace('FLOAT32', 'FLOAT'),
+      'dtype': types_pb2.DataType.Name(one.tf_dtype.as_datatype_enum),
       'tensor_shape': {
         'dim': [
           {'size': str(-1 if side is None else side), 'name': ''}
