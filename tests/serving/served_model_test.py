@@ -11,6 +11,7 @@ from tests.serving import serve_process
 from transvw_tf2 import errors
 
 pytest.importorskip('kserve', reason=serve_process.SKIPPED)
+from transvw_tf2.serving.server import api_keys
 from transvw_tf2.serving.server import infer_v2
 from transvw_tf2.serving.server import request_errors
 from transvw_tf2.serving.server import rest_v1
@@ -96,3 +97,9 @@ def test_metadata_names_types_as_tensorflow_does(load, dtype, name):
   described = rest_v1.metadata('toy', model)['metadata']['signature_def']
   outputs = described['signature_def']['embed_bytes']['outputs']
   assert outputs['embedding']['dtype'] == name
+
+
+def test_a_key_from_a_file_with_a_line_break_fits():
+  headers = {'authorization': 'Bearer secret'}
+  assert api_keys.is_valid(headers, 'secret\n')
+  assert not api_keys.is_valid(headers, 'other\n')

@@ -21,8 +21,9 @@ def is_valid(headers: Mapping[str, str], key: str) -> bool:
   scheme, _, given = headers.get('authorization', '').partition(' ')
   if scheme.lower() != 'bearer':
     given = headers.get('x-api-key', '')
-  # In constant time, so that the time tells nothing of the key.
-  return hmac.compare_digest(given.strip().encode(), key.encode())
+  # In constant time, so that the time tells nothing of the key. Headers hold
+  # no white space around it, as a key out of a file may.
+  return hmac.compare_digest(given.strip().encode(), key.strip().encode())
 
 
 class ApiKey:
