@@ -74,6 +74,15 @@ def test_places_refuse_strides(stride):
     embed.cube_places((20, 20, 20), _CUBE, stride)
 
 
+def test_places_refuse_more_cubes_than_wanted():
+  assert len(embed.cube_places((19, 13, 10), _CUBE, (3, 1, 2), most=160)) == 160
+  with pytest.raises(errors.UserError, match='into 160 cubes, wanted at most'):
+    embed.cube_places((19, 13, 10), _CUBE, (3, 1, 2), most=159)
+  # Of so many not even the places are made.
+  with pytest.raises(errors.UserError, match='a larger one'):
+    embed.cube_places((10**5,) * 3, _CUBE, (1, 1, 1), most=1000)
+
+
 def test_places_refuse_a_small_scan():
   with pytest.raises(errors.UserError, match='scan has 20 x 5 x 20 voxels'):
     embed.cube_places((20, 5, 20), _CUBE, _CUBE)

@@ -31,7 +31,7 @@ def _server(tmp_path_factory):
   serve_process.export_encoder(folder / 'model')
   with serve_process.running(
     *(folder / 'model', folder, '--max_scan_mb=1', '--max_unpacked_mb=2'),
-    *('--max_queue=4', '--max_batch=5'),
+    *('--max_queue=4', '--max_batch=5', '--max_scan_cubes=600'),
   ) as server:
     server.encoder = encoders.load(str(folder / 'model'), signatures.CUBES)
     yield server
@@ -284,6 +284,14 @@ def test_strides(server, tmp_path, stride):
   answer = _send(server, b'1', f'?stride={stride}')
   assert answer.status_code == 400
   assert answer.json()['error'].startswith('stride is')
+
+
+def test_a_stride_that_makes_too_many_cubes(server, tmp_path):
+  path = _write(tmp_path, '.mha')
+  with open(path, 'rb') as file:
+    answer = _send(server, file.read(), '?stride=1,1,1')
+  assert answer.status_code == 400
+  assert 'into 672 cubes, wanted at most 600' in answer.json()['error']
 
 
 def test_scans_that_are_no_ct(server, tmp_path):

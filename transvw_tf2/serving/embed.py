@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from collections.abc import Sequence
 import dataclasses
+import math
 import os
 import uuid
 
@@ -31,7 +32,10 @@ class ScanEmbedding:
 
 
 def cube_places(
-  size: Sequence[int], cube_shape: Sequence[int], stride: Sequence[int]
+  size: Sequence[int],
+  cube_shape: Sequence[int],
+  stride: Sequence[int],
+  most: int | None = None,
 ) -> np.ndarray:
   """Returns corners of cubes that together cover all voxels of a scan.
 
@@ -42,13 +46,14 @@ def cube_places(
     size: voxels of the scan along x, y and z.
     cube_shape: voxels of a cube along x, y and z.
     stride: voxels between corners, 1 to the side of the cube.
+    most: cubes at most; None for any number.
 
   Returns:
     int32 (N, 3), ordered by x, then y, then z.
 
   Raises:
-    errors.UserError: the scan is smaller than a cube, or the stride would leave
-      gaps.
+    errors.UserError: the scan is smaller than a cube, the stride would leave
+      gaps, or there would be more cubes than `most`.
   """
   if any(voxels < side for voxels, side in zip(size, cube_shape, strict=True)):
     raise errors.UserError(
@@ -67,6 +72,12 @@ def cube_places(
   for voxels, side, step in zip(size, cube_shape, stride, strict=True):
     last = voxels - side
     corners.append(np.r_[np.arange(0, last, step), last])
+  count = math.prod(map(len, corners))
+  if most is not None and count > most:
+    raise errors.UserError(
+      f'stride {_comma(stride)} cuts the scan of {_by(size)} voxels into'
+      f' {count} cubes, wanted at most {most}: give a larger one'
+    )
   grid = np.meshgrid(*corners, indexing='ij')
   return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.int32)
 

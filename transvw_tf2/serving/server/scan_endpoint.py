@@ -106,7 +106,9 @@ class ScanEndpoint:
     # Not cancelled with the request: the thread tidies up behind itself.
     hu = await asyncio.shield(reading)
     try:
-      places = embed.cube_places(hu.shape, shape, stride)
+      places = embed.cube_places(
+        hu.shape, shape, stride, most=self._settings.max_scan_cubes
+      )
     except errors.UserError as error:
       raise request_errors.RequestError(str(error)) from error
     rows = []

@@ -47,6 +47,9 @@ class Settings:
   max_unpacked_mb: int = _setting(
     1024, 'Largest scan once unpacked, MiB; it may have a voxel per 4 bytes.', 1
   )
+  max_scan_cubes: int = _setting(
+    1 << 18, 'Cubes that the stride may cut a scan into.', 1
+  )
   timeout_s: float = _setting(60.0, 'Time limit of a request.', 0.1)
   scan_timeout_s: float = _setting(900.0, 'Time limit of a scan.', 0.1)
   grace_s: float = _setting(
