@@ -109,7 +109,11 @@ def check_folder(folder: str, settings: Settings) -> None:
   if os.path.isfile(os.path.join(folder, SETTINGS_FILE)):
     _check_same(folder, read_settings(folder), settings)
   elif os.path.lexists(folder) and (
-    not os.path.isdir(folder) or os.listdir(folder)
+    not os.path.isdir(folder)
+    # But for what a run left that was killed at its very beginning.
+    or not all(
+      one.startswith(f'{SETTINGS_FILE}.partial-') for one in os.listdir(folder)
+    )
   ):
     raise errors.UserError(
       f'--output {folder} exists and is no folder of embeddings (no'
@@ -124,25 +128,28 @@ def prepare_folder(folder: str, settings: Settings) -> None:
     UserError: as `check_folder`, or it cannot be written.
   """
   check_folder(folder, settings)
+  parts = [os.path.join(folder, one) for one in (PLACES_FOLDER, SCANS_FOLDER)]
   try:
-    for name in (PLACES_FOLDER, SCANS_FOLDER):
-      path = os.path.join(folder, name)
-      os.makedirs(path, exist_ok=True)
+    os.makedirs(folder, exist_ok=True)
+    for path in (folder, *parts):
       for left in _glob(path, '*.partial-*'):
         os.remove(left)
     for left in _glob(folder, f'{WORK_PREFIX}*'):
       shutil.rmtree(left)
+    # First, for by them the folder is known when the run is given again.
+    with (
+      output_file.replacing(os.path.join(folder, SETTINGS_FILE)) as path,
+      open(path, 'w', encoding='utf-8') as file,
+    ):
+      json.dump(dataclasses.asdict(settings), file, indent=1, sort_keys=True)
+      file.write('\n')
+    for path in parts:
+      os.makedirs(path, exist_ok=True)
   except OSError as error:
     raise errors.UserError(
       f'--output {folder} cannot be written ({error}); give a folder in a'
       ' writable place'
     ) from error
-  with (
-    output_file.replacing(os.path.join(folder, SETTINGS_FILE)) as path,
-    open(path, 'w', encoding='utf-8') as file,
-  ):
-    json.dump(dataclasses.asdict(settings), file, indent=1, sort_keys=True)
-    file.write('\n')
 
 
 def read_settings(folder: str) -> Settings:

@@ -23,6 +23,7 @@ from absl import logging
 import tqdm
 
 from beam_jobs import amounts
+from transvw_tf2 import output_file
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
 from transvw_tf2.scans import stored_bytes
@@ -286,10 +287,16 @@ def write_counters(folder: str, **passes: Mapping[str, object]) -> None:
   Args:
     folder: of the output.
     **passes: counters of each pass by its name.
+
+  Raises:
+    UserError: the file cannot be written.
   """
   path = os.path.join(folder, COUNTERS_FILE)
   known = read_counters(folder) if os.path.exists(path) else {}
-  with open(path, 'w', encoding='utf-8') as file:
+  with (
+    output_file.replacing(path) as partial,
+    open(partial, 'w', encoding='utf-8') as file,
+  ):
     json.dump(known | passes, file, indent=1, sort_keys=True)
     file.write('\n')
 

@@ -1,6 +1,8 @@
 """Damaged folders of embeddings: each file is named in one line."""
 
 import json
+import os
+import shutil
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +41,36 @@ def _change(folder, name, column, values):
   at = table.column_names.index(column)
   new = pa.array(values(table[column].to_pylist()))
   pq.write_table(table.set_column(at, column, new), path)
+
+
+def test_a_folder_that_was_just_begun_can_be_gone_on_with(
+  tmp_path, monkeypatch
+):
+  """Whenever the run was killed; each state before a change of names."""
+  folder = tmp_path / 'embeddings'
+  settings = embedding_files.Settings('abc', (4, 3, 2), (2, 2, 2), 5)
+  states = []
+
+  def keep_state(function):
+    def call(*args, **kwargs):
+      if folder.exists():
+        with monkeypatch.context() as patch:
+          patch.setattr(os, 'makedirs', makedirs)
+          states.append(tmp_path / f'state_{len(states)}')
+          shutil.copytree(folder, states[-1])
+      return function(*args, **kwargs)
+
+    return call
+
+  makedirs = os.makedirs
+  monkeypatch.setattr(os, 'makedirs', keep_state(makedirs))
+  monkeypatch.setattr(os, 'replace', keep_state(os.replace))
+  embedding_files.prepare_folder(str(folder), settings)
+  monkeypatch.undo()
+  assert len(states) == 3
+  for state in states:
+    embedding_files.prepare_folder(str(state), settings)
+    assert sorted(os.listdir(state)) == ['places', 'scans', 'settings.json']
 
 
 def test_what_is_written_can_be_read(folder):

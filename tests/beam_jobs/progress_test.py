@@ -228,6 +228,15 @@ def test_counters_of_several_passes_lie_in_one_file(tmp_path):
   assert progress.count_reasons(['b', 'a', 'b']) == {'a': 1, 'b': 2}
 
 
+def test_counters_are_whole_or_those_of_before(tmp_path):
+  folder = str(tmp_path)
+  progress.write_counters(folder, one={'scans': 3})
+  with pytest.raises(TypeError):
+    progress.write_counters(folder, two={'scans': object()})
+  assert progress.read_counters(folder) == {'one': {'scans': 3}}
+  assert os.listdir(folder) == ['counters.json']
+
+
 @pytest.mark.long
 def test_two_processes_tell_of_each_scan_once(tmp_path):
   scans = tiny_scans.write_luna16(tmp_path / 'scans')
