@@ -97,8 +97,10 @@ def _find_true_errors(vocabulary, scans):
   """Returns the true errors in mm, none where the anatomy is not known."""
   if not _is_synthetic(scans):
     return {}
+  # Others may be broken: they were rejected, and show no word.
+  shown = {one.scan_id for one in (*vocabulary.words, *vocabulary.instances)}
   try:
-    truth = phantom.load_truth(scans)
+    truth = phantom.load_truth(scans, shown)
   except errors.UserError as error:
     # Of some scans, added by hand: no reason to lose the words.
     logging.warning('true errors are not measured: %s', error)

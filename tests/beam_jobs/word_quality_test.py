@@ -2,6 +2,7 @@
 
 import collections
 import os
+import shutil
 from unittest import mock
 
 import numpy as np
@@ -164,6 +165,19 @@ def test_a_scan_of_unknown_anatomy_costs_the_errors_alone(
   assert without.overall.error_mm is None
   assert without.overall.within == measured.overall.within
   assert 'true errors are not measured: no ' in caplog.text
+
+
+def test_a_scan_that_was_rejected_costs_no_errors(found, scans, tmp_path):
+  words, measured, requests = found['lung']
+  folder = tmp_path / 'scans'
+  folder.mkdir()
+  for name in os.listdir(scans):
+    if name != 'subset0':
+      os.symlink(os.path.join(scans, name), folder / name)
+  shutil.copytree(os.path.join(scans, 'subset0'), folder / 'subset0')
+  (folder / 'subset0' / 'broken.mhd').write_text('broken')
+  again = word_quality.measure(requests, words, str(folder))
+  assert again.errors_mm == measured.errors_mm != {}
 
 
 def test_pass_1_finds_lungs_only_where_they_are_wanted(scans):

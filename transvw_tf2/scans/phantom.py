@@ -5,6 +5,7 @@ or a real scan. The transform is kept, so the same anatomical place can be found
 in every patient, and words can be measured against the truth.
 """
 
+from collections.abc import Collection
 import csv
 import dataclasses
 import functools
@@ -334,14 +335,23 @@ def write_luna16(
     json.dump(settings, file, indent=2)
 
 
-def load_truth(folder: str) -> dict[str, bend_lib.Truth]:
-  """Reads where the anatomy of every scan of a folder truly lies, by scan id.
+def load_truth(
+  folder: str, scan_ids: Collection[str] | None = None
+) -> dict[str, bend_lib.Truth]:
+  """Reads where the anatomy of the scans of a folder truly lies, by scan id.
+
+  Args:
+    folder: that `write_luna16` wrote.
+    scan_ids: the scans wanted; None takes all of the folder.
 
   Raises:
     errors.UserError: the folder was not written by `write_luna16`.
+    reader.ScanError: the header of a scan cannot be read.
   """
   truths = {}
   for scan in luna16.find_scans(folder):
+    if scan_ids is not None and scan.scan_id not in scan_ids:
+      continue
     path = os.path.join(folder, TRANSFORM_FOLDER, f'{scan.scan_id}.tfm')
     if not os.path.exists(path):
       raise errors.UserError(
