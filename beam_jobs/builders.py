@@ -28,11 +28,18 @@ class OneBuild:
   def download_and_prepare(self, **kwargs) -> None:
     """As in TFDS; removes what builds that were killed left, all their cubes.
 
+    What is built may be loaded (`tfds.load` comes here) by many at a time.
+
     Raises:
       UserError: another build of the same data set is running.
     """
     folder = os.fspath(self.data_path)
-    if '://' in folder:  # a bucket has no locks
+    config = kwargs.get('download_config') or tfds.download.DownloadConfig()
+    reuses = (
+      config.download_mode == tfds.download.GenerateMode.REUSE_DATASET_IF_EXISTS
+    )
+    # A bucket has no locks.
+    if '://' in folder or (reuses and os.path.exists(folder)):
       super().download_and_prepare(**kwargs)
       return
     parent, version = os.path.split(folder)

@@ -132,6 +132,21 @@ def test_one_build_of_a_data_set_at_a_time(scans, tmp_path):
   assert os.listdir(folder) == []
 
 
+def test_what_is_built_is_loaded_by_many_at_a_time(scans, built):
+  data_dir = built.data_path.parents[2]
+  with output_lock.hold(os.fspath(built.data_path.parent)):
+    again = _build(scans, data_dir)
+    assert _hashes(again) == _hashes(built)
+    with pytest.raises(errors.UserError, match='another run is writing to'):
+      _build(
+        scans,
+        data_dir,
+        download={
+          'download_mode': tfds.download.GenerateMode.REUSE_CACHE_IF_EXISTS
+        },
+      )
+
+
 def test_the_folder_holds_shards_and_vocabulary_and_nothing_else(built):
   names = {path.name for path in built.data_path.iterdir()}
   assert names == _VOCABULARY_FILES | {
