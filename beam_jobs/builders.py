@@ -148,6 +148,15 @@ def check_number(
     )
 
 
+def check_boolean(config: tfds.core.BuilderConfig, name: str) -> None:
+  """Raises UserError unless a field is true or false; 'false' is neither."""
+  value = getattr(config, name)
+  if not isinstance(value, bool):
+    raise errors.UserError(
+      f'config field {name} must be true or false, got {value!r}'
+    )
+
+
 def local_folder(path: os.PathLike) -> str:
   """Returns the folder in which TFDS builds a data set.
 

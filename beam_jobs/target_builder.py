@@ -61,6 +61,7 @@ class TargetConfig(tfds.core.BuilderConfig):
       )
     self.cube()
     builders.check_number(self, 'jitter_mm', 0)
+    builders.check_boolean(self, 'strict')
     builders.check_number(self, 'seed', 0, int)
 
   @classmethod

@@ -52,6 +52,12 @@ class BuilderConfig(target_builder.TargetConfig):
 
   def __post_init__(self):
     super().__post_init__()
+    if not _are_names(self.classes):
+      raise errors.UserError(
+        'config field classes must be a list of different names, such as'
+        f' ["benign", "malignant"], got {self.classes!r}'
+      )
+    builders.check_boolean(self, 'whole_scan')
     builders.check_number(self, 'mask_cubes', 1, int)
     builders.check_number(self, 'mask_free_cubes', 0, int)
 
@@ -59,6 +65,14 @@ class BuilderConfig(target_builder.TargetConfig):
   def tasks(cls) -> dict[str, str]:
     """Returns what each task is, by its name."""
     return _TASKS
+
+
+def _are_names(classes) -> bool:
+  return (
+    isinstance(classes, list | tuple)
+    and all(one and isinstance(one, str) for one in classes)
+    and len(set(classes)) == len(classes)
+  )
 
 
 class Builder(target_builder.TargetBuilder):

@@ -115,10 +115,7 @@ class BuilderConfig(tfds.core.BuilderConfig):
         'config fields vocabulary and extend exclude each other: the first'
         ' takes words as they are, the second adds to them'
       )
-    if not isinstance(self.strict, bool):
-      raise errors.UserError(
-        f'config field strict must be true or false, got {self.strict!r}'
-      )
+    builders.check_boolean(self, 'strict')
     if self.writer not in _WRITERS:
       raise errors.UserError(
         f'config field writer must be one of {", ".join(_WRITERS)}, got'

@@ -159,6 +159,22 @@ def test_refuses_tables(rows, line, tmp_path):
     label_table.read(str(tmp_path), ('x', 'y'))
 
 
+@pytest.mark.parametrize(
+  ('field', 'value', 'wanted'),
+  [
+    ('classes', 'benign', 'a list of different names'),
+    ('classes', ['a', 'a'], 'a list of different names'),
+    ('classes', [1, 2], 'a list of different names'),
+    ('whole_scan', 'false', 'true or false'),
+    ('strict', 'false', 'true or false'),
+  ],
+)
+def test_refuses_settings(field, value, wanted):
+  fields = {'name': 'mine', 'task': 'segmentation', field: value}
+  with pytest.raises(errors.UserError, match=f'{field} must be {wanted}'):
+    labelled_scans.Builder.builder_config_cls(**fields)
+
+
 def test_a_table_that_is_no_text(tmp_path):
   (tmp_path / 'labels.csv').write_bytes(b'scan,label\n\xff\xfe,a\n')
   with pytest.raises(errors.UserError, match=r'labels\.csv line'):
