@@ -5,12 +5,12 @@ from collections.abc import Sequence
 import dataclasses
 import math
 import os
-import uuid
 
 from absl import logging
 import numpy as np
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2.scans import reader
 from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
@@ -145,26 +145,20 @@ def write_npz(path: str, embedding: ScanEmbedding) -> None:
   Raises:
     errors.UserError: `path` cannot be written.
   """
-  path = os.path.abspath(path)
-  partial = f'{path}.partial-{uuid.uuid4().hex[:8]}'
   try:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
-    # A file object, for np.savez appends .npz to a name without it.
-    with open(partial, 'wb') as file:
-      np.savez(
-        file,
-        embeddings=embedding.embeddings,
-        places=embedding.places,
-        mean=embedding.mean,
-      )
-    os.replace(partial, path)
+    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   except OSError as error:
     raise errors.UserError(
       f'output {path!r} cannot be written ({error}): choose another --output'
     ) from error
-  finally:
-    if os.path.exists(partial):
-      os.remove(partial)
+  # A file object, for np.savez appends .npz to a name without it.
+  with output_file.replacing(path) as partial, open(partial, 'wb') as file:
+    np.savez(
+      file,
+      embeddings=embedding.embeddings,
+      places=embedding.places,
+      mean=embedding.mean,
+    )
 
 
 def parse_stride(values: Sequence[str]) -> tuple[int, ...]:

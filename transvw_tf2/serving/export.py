@@ -403,7 +403,7 @@ def export_workdir(
     overwrite: whether an existing `output` is replaced.
     whole: whether pre-training's decoder and head come too, as far as the
       network has them: the signatures `restore` and `classify_word`.
-    precision: see `export_encoder`.
+    precision: see `export_encoder`; a run is loaded in float32.
 
   Raises:
     errors.UserError: no such run or checkpoint, `output` exists, or `whole` is
