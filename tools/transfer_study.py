@@ -181,16 +181,16 @@ def _write_settings(plan) -> None:
   """Files what the study is of; refuses a folder of another one."""
   path = os.path.join(plan.folder, _SETTINGS_FILE)
   settings = {
-    'gin_param': list(plan.parameters),
+    'gin_param': {name: plan.parameters_of(name) for name in plan.tasks},
     'data': {name: task.data_dir for name, task in plan.tasks.items()},
-    'init': plan.starts,
+    'init': dict(plan.starts),
   }
   try:
     os.makedirs(plan.folder, exist_ok=True)
     if os.path.exists(path):
       with open(path, encoding='utf-8') as file:
         _merge(plan.folder, json.load(file), settings)
-  except (OSError, KeyError, ValueError) as error:
+  except (AttributeError, KeyError, OSError, TypeError, ValueError) as error:
     raise errors.UserError(
       f'--output {plan.folder} cannot be used ({error}): give another folder'
     ) from error
@@ -204,17 +204,14 @@ def _write_settings(plan) -> None:
 
 def _merge(folder, before, settings) -> None:
   """Adds tasks and inits of before; what is there already has to be equal."""
-  pairs = [('gin_param', before['gin_param'], settings['gin_param'])]
-  for name in ('data', 'init'):
+  for name in settings:
     for key, value in before[name].items():
       now = settings[name].setdefault(key, value)
-      pairs.append((f'{name} {key}', value, now))
-  for name, value, now in pairs:
-    if value != now:
-      raise errors.UserError(
-        f'--output {folder} holds a study with --{name} {value}, now it is'
-        f' {now}: give another --output'
-      )
+      if value != now:
+        raise errors.UserError(
+          f'--output {folder} holds a study with --{name} {key} {value}, now'
+          f' it is {now}: give another --output'
+        )
 
 
 def _run_all(

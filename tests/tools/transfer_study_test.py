@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import sys
 
 from absl.testing import flagsaver
 import pytest
@@ -108,15 +109,38 @@ def test_wrong_flags_are_named(study, tmp_path, monkeypatch, flags, text):
 def test_a_folder_holds_one_study(study, tmp_path):
   folder = tmp_path / 'study'
   folder.mkdir()
-  settings = {'gin_param': ['train.epochs = 9'], 'data': {}, 'init': {}}
+  parameters = {'boxes': ['train.epochs = 9']}
+  settings = {'gin_param': parameters, 'data': {}, 'init': {}}
   (folder / 'study.json').write_text(json.dumps(settings))
   with pytest.raises(errors.UserError, match='holds a study with --gin_param'):
     study()
-  settings |= {'gin_param': list(_SMALL), 'data': {'boxes': '/elsewhere'}}
+  settings |= {'gin_param': {}, 'data': {'boxes': '/elsewhere'}}
   (folder / 'study.json').write_text(json.dumps(settings))
   with pytest.raises(errors.UserError, match='--data boxes /elsewhere, now it'):
     study()
+  # Of another version of this program.
+  (folder / 'study.json').write_text(json.dumps(settings | {'gin_param': []}))
+  with pytest.raises(errors.UserError, match='cannot be used'):
+    study()
   assert os.listdir(folder) == ['study.json']
+
+
+def test_a_task_is_added_with_parameters_of_its_own(
+  study, data_dir, tmp_path, monkeypatch
+):
+  module = sys.modules['tools.transfer_study']
+  monkeypatch.setattr(module, '_run_all', lambda *_: [])
+  monkeypatch.setattr(module, 'report', lambda *_: None)
+  study()
+  own = 'more:train.epochs = 3'
+  study(
+    data=[f'boxes={data_dir}', f'more={data_dir}'], gin_param=[*_SMALL, own]
+  )
+  with pytest.raises(errors.UserError, match='--gin_param more '):
+    study(data=[f'more={data_dir}'], gin_param=_SMALL[:3])
+  settings = json.loads((tmp_path / 'study' / 'study.json').read_text())
+  assert settings['gin_param']['more'][-1] == 'train.epochs = 3'
+  assert settings['gin_param']['boxes'][-1] == 'train.epochs = 2'
 
 
 @pytest.mark.long
