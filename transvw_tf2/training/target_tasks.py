@@ -6,6 +6,7 @@ Genesis (MedIA 2021, section 3).
 
 from collections.abc import Callable
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+import math
 
 import gin
 import keras
@@ -22,8 +23,11 @@ from transvw_tf2.training import tasks
 
 # Thresholds of the published mean IoU.
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
-# Scores are counted in so many bins for the AUC of validation.
-_BINS = 1000
+# Scores are counted in so many bins for the AUC of validation: of the log odds
+# up to what float32 holds, fine at even odds and coarse where a network is sure.
+# Bins of the probability would put all that it is sure of into one.
+_BINS = 4096
+_MOST_LOG_ODDS = 88.0
 _AXES = {'x': 1, 'y': 2, 'z': 3}
 
 
@@ -133,16 +137,22 @@ class Classification(_TargetTask):
     }
 
   def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
-    """Counts how often each probability was given, by class.
+    """Counts how often each score was given, by class.
 
     Returns:
-      `scores`, float32 (C, 2, 1000): of a class, how often to cubes of another
+      `scores`, float32 (C, 2, 4096): of a class, how often to cubes of another
       class (0) and of that class (1).
     """
+    count = len(self._classes)
     probabilities = outputs['probabilities']
-    bins = tf.cast(probabilities * _BINS, tf.int32)
-    bins = tf.one_hot(tf.clip_by_value(bins, 0, _BINS - 1), _BINS)
-    is_class = tf.one_hot(batch['label'], len(self._classes))
+    # Not 1 - p, of which float32 has nothing left where p is almost 1.
+    others = tf.matmul(probabilities, 1 - tf.eye(count))
+    log_odds = tf.asinh(tf.math.log(probabilities) - tf.math.log(others))
+    most = math.asinh(_MOST_LOG_ODDS)
+    places = (tf.clip_by_value(log_odds, -most, most) / most + 1) / 2
+    bins = tf.cast(places * (_BINS - 1), tf.int32)
+    bins = tf.one_hot(bins, _BINS)
+    is_class = tf.one_hot(batch['label'], count)
     sides = tf.stack([1 - is_class, is_class], axis=-1)
     sides *= batch['weight'][:, tf.newaxis, tf.newaxis]
     return {'scores': tf.einsum('bcs,bck->csk', sides, bins)}
