@@ -23,9 +23,9 @@ from transvw_tf2.training import tasks
 
 # Thresholds of the published mean IoU.
 THRESHOLDS = tuple(0.5 + 0.05 * step for step in range(10))
-# Scores are counted in so many bins for the AUC of validation: of the log odds
-# up to what float32 holds, fine at even odds and coarse where a network is sure.
-# Bins of the probability would put all that it is sure of into one.
+# Scores are counted in so many bins for the AUC of validation: of the log odds,
+# as large as float32 holds, fine at even odds and coarse where a network is
+# sure. Bins of the probability would put all that it is sure of into one.
 _BINS = 4096
 _MOST_LOG_ODDS = 88.0
 _AXES = {'x': 1, 'y': 2, 'z': 3}
