@@ -254,6 +254,16 @@ def test_senseless_variation_is_refused(changes, text):
     phantom.Variation(**changes)
 
 
+@pytest.mark.parametrize(
+  ('thickness', 'text'),
+  [(0.001, r'size 64,64,3\d{5} does not'), (999.0, r'size 64,64,1 does not')],
+)
+def test_slices_that_make_no_scan_are_refused(thickness, text):
+  variation = phantom.Variation(slice_thickness=(thickness, thickness))
+  with pytest.raises(errors.UserError, match=text):
+    phantom.make_patient(1, 0, (64, 64, 0), variation)
+
+
 @pytest.mark.parametrize('size', [(64, 64, 0), (1, 64, 64), (9999,) * 3])
 def test_a_size_that_makes_no_scan_is_refused(tmp_path, size):
   text = f'size {size[0]},{size[1]},{size[2]} does not make a scan'

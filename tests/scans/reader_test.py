@@ -126,6 +126,14 @@ def test_rounds_floats_to_the_nearest_hu(tmp_path):
   np.testing.assert_array_equal(got[:, 0, 0], [-1000, -1, 0, 40])
 
 
+def test_clips_half_floats_to_int16(tmp_path):
+  """Which hold 32768, but not 32767."""
+  values = np.array([-1000, 40, 32768, 60000], np.float16)
+  np.save(tmp_path / 'a.npy', np.resize(values, (4, 4, 4)))
+  got = reader.read_scan(os.fspath(tmp_path / 'a.npy'), check=False).hu
+  np.testing.assert_array_equal(got[0, 0], [-1000, 40, 32767, 32767])
+
+
 def test_keeps_padding_below_air(tmp_path):
   hu = scan_files.make_hu()
   hu[:5] = -3024

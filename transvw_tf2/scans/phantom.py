@@ -411,7 +411,8 @@ def _draw_geometry(rng, size, variation) -> geometry_lib.Geometry:
   size = _check_size(size, variation)
   if variation.slice_thickness:
     thickness = rng.uniform(*variation.slice_thickness)
-    size[2] = size[2] or round(length / thickness)
+    size[2] = size[2] or max(1, round(length / thickness))
+    _check_size(size, variation)
   else:
     thickness = length / max(size[2], 1)
   spacing = np.array([in_plane / max(size[:2])] * 2 + [thickness])

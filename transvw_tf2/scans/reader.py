@@ -157,7 +157,8 @@ def _to_int16(path: str, array: np.ndarray) -> np.ndarray:
     if array.dtype.kind == 'f':
       if not np.isfinite(plane).all():
         raise ScanError('not_finite', f'{path} holds NaN or infinite values')
-      plane = np.rint(plane)
+      # Half a float does not hold the limits.
+      plane = np.rint(plane, dtype=np.promote_types(plane.dtype, np.float32))
     hu[:, y] = np.clip(plane, low, high)
   return hu
 
