@@ -161,7 +161,7 @@ def local_folder(path: os.PathLike) -> str:
   """Returns the folder in which TFDS builds a data set.
 
   Raises:
-    UserError: it is an address; workers leave files there for this process.
+    UserError: it is an address; more than TFDS writes is left there.
   """
   folder = os.fspath(path)
   if storage.is_remote(folder):

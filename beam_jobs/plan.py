@@ -22,7 +22,6 @@ from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
-from transvw_tf2.scans import storage
 from transvw_tf2.scans import stored_bytes
 
 # A file ends within a block of the file system.
@@ -55,7 +54,7 @@ class Plan:
     workers: that share the work; None where the engine decides.
     needed_bytes: most that lies on the disk at any time.
     folder: of the output, or an existing one above it.
-    free_bytes: free there; None where it is not known, as in a bucket.
+    free_bytes: free there.
     then: what is done with the result later, as text; may be ''.
   """
 
@@ -65,20 +64,18 @@ class Plan:
   workers: int | None
   needed_bytes: int
   folder: str
-  free_bytes: int | None
+  free_bytes: int
   seconds_alone: float = 0.0
   then: str = ''
 
   def line(self) -> str:
     """Returns the plan as one line for people."""
-    needs = f'needs {amounts.size(self.needed_bytes)}'
-    if self.free_bytes is not None:
-      needs += f', {amounts.size(self.free_bytes)} free'
     parts = [
       self.reads,
       self.makes,
       time_text(self.seconds, self.seconds_alone, self.workers),
-      f'{needs} in {self.folder}',
+      f'needs {amounts.size(self.needed_bytes)},'
+      f' {amounts.size(self.free_bytes)} free in {self.folder}',
       self.then,
     ]
     return 'plan: ' + '; '.join(one for one in parts if one)
@@ -154,7 +151,7 @@ def check_space(needed_bytes: int, folder: str) -> None:
   """Raises UserError where a file system does not hold so many bytes more."""
   folder = existing_folder(folder)
   free = free_bytes(folder)
-  if free is not None and free < needed_bytes:
+  if free < needed_bytes:
     raise errors.UserError(
       f'{folder} has {amounts.size(free)} free, but the job needs up to'
       f' {amounts.size(needed_bytes)} there; free some, or write to another'
@@ -175,27 +172,20 @@ def check_new(output: str | None, what: str) -> str:
   if output is None:
     return os.getcwd()
   output_lock.check_new(output, what)
-  if storage.is_remote(output):
-    return output.rpartition('/')[0]
   return os.path.dirname(os.path.abspath(output))
 
 
 def existing_folder(path: str) -> str:
-  """Returns a path, or the nearest folder above it that exists.
-
-  What is no path of this machine, such as s3://bucket/folder, stays as it is.
-  """
-  if storage.is_remote(path):
-    return path
+  """Returns a path, or the nearest folder above it that exists."""
   path = os.path.abspath(path)
   while not os.path.isdir(path):
     path = os.path.dirname(path)
   return path
 
 
-def free_bytes(folder: str) -> int | None:
+def free_bytes(folder: str) -> int:
   """Returns the bytes free to this user in the file system of a folder."""
-  return None if storage.is_remote(folder) else shutil.disk_usage(folder).free
+  return shutil.disk_usage(folder).free
 
 
 def count_bytes(scan_files: Sequence[luna16.ScanFile]) -> int:
@@ -326,8 +316,7 @@ def disk_seconds(folder: str, count: int) -> float:
   where it is too little to matter, or the disk too full for a try.
   """
   folder = existing_folder(folder)
-  free = free_bytes(folder)
-  if count < _PROBE_FILE_BYTES or free is None or free < 4 * _PROBE_FILE_BYTES:
+  if count < _PROBE_FILE_BYTES or free_bytes(folder) < 4 * _PROBE_FILE_BYTES:
     return 0.0
   start = time.monotonic()
   try:

@@ -97,6 +97,7 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
     return record_writer.DeterministicWriter(self.info.file_format)
 
   def _split_generators(self, dl_manager):
+    folder = builders.local_folder(self.data_path)
     parts = released_npy.open_parts(
       builders.find_manual_dir(dl_manager, _WANTED)
     )
@@ -108,7 +109,6 @@ class Builder(builders.OneBuild, tfds.core.GeneratorBasedBuilder):
         ' give that or less, or leave the field out'
       )
     self.info.features['word'].names = [f'{word:04d}' for word in range(words)]
-    folder = os.fspath(self.data_path)
     rows = {
       split: sum(
         _count_rows(part, words) for part in parts if part.split == split

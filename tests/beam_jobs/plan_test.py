@@ -231,23 +231,6 @@ def test_too_small_a_disk_is_refused(tmp_path, monkeypatch):
   assert asked == [str(tmp_path)] * 2
 
 
-def test_a_bucket_has_no_free_space_to_ask_for(monkeypatch):
-  monkeypatch.setattr(shutil, 'disk_usage', mock.Mock(side_effect=OSError))
-  plan.check_space(10**18, 's3://bucket/data')
-  assert plan.disk_seconds('s3://bucket/data', 10**12) == 0.0
-  one = plan.make(
-    reads='1 scan',
-    makes='',
-    seconds=1.0,
-    needed_bytes=2000,
-    folder=plan.check_new('s3://bucket/data/out', 'folder'),
-    options=None,
-  )
-  assert one.line() == (
-    'plan: 1 scan; about 1 s with 1 worker; needs 2.0 kB in s3://bucket/data'
-  )
-
-
 def test_the_probe_takes_the_same_scans_and_passes_over_bad_ones(tmp_path):
   scans = tiny_scans.write_luna16(tmp_path / 'scans', train=3)
   bad = tiny_scans.write_bad(tmp_path / 'scans' / 'subset0')

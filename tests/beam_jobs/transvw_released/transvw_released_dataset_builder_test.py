@@ -8,6 +8,7 @@ import pickle
 import subprocess
 import sys
 import tempfile
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -232,6 +233,18 @@ def _fails(folder, data_dir, *texts, **fields):
   assert '\n' not in str(caught.value)
   root = os.path.join(data_dir, 'transvw_released', 'tiny')
   assert not os.path.exists(root) or os.listdir(root) == []
+
+
+def test_a_data_set_is_not_built_in_a_bucket(tmp_path):
+  builder = transvw_released.Builder(
+    data_dir=os.fspath(tmp_path / 'data'), config=_Config(name='tiny')
+  )
+  manual = mock.Mock(manual_dir=_write(tmp_path / 'npy'), _manual_dir=None)
+  with (
+    mock.patch.object(type(builder), 'data_path', 's3://bucket/data/1.0.0'),
+    pytest.raises(errors.UserError, match='is an address, wanted a folder'),
+  ):
+    builder._split_generators(manual)
 
 
 def test_a_wrong_value_ends_the_build(tmp_path):
