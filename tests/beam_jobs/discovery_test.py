@@ -241,9 +241,9 @@ def test_borders_that_do_not_fit_are_reduced_or_refused(scans, tmp_path):
   settings = dataclasses.replace(_SETTINGS, xy_border=100)
   scan_files = luna16.find_scans(scans)
   result = discovery.discover(scan_files, str(tmp_path), settings)
-  assert result.reduced_borders == 7
+  assert result.reduced_borders == 5
   assert (
-    'warning: xy_border and z_border do not fit 7 scans and were reduced for'
+    'warning: xy_border and z_border do not fit 5 scans and were reduced for'
     ' them' in result.summary_lines()
   )
   for word in result.vocabulary.words:

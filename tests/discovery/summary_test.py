@@ -69,3 +69,10 @@ def test_borders_are_reduced_where_they_do_not_fit(size, some):
   )
   assert found.border_reduced
   assert (len(found.candidates) > 0) is some
+
+
+def test_borders_are_of_training_scans_alone():
+  found = summary.summarise_scan(
+    '1.2', schema.VALIDATION, _scan((64, 64, 32)), _settings(xy_border=100)
+  )
+  assert not found.border_reduced

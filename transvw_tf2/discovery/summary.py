@@ -25,7 +25,8 @@ class ScanSummary:
     thumbnail: float32 (32, 32, 16) [x, y, z], HU scaled to [0, 1].
     candidates: int32 (n, 3), places that passed the soft-tissue filter, in the
       order drawn; none for validation scans, which are never a reference.
-    border_reduced: whether the borders did not fit and were reduced.
+    border_reduced: whether the borders did not fit and were reduced; they are
+      of references, so never of validation scans.
     filter_relaxed: whether no place passed the soft-tissue filter, and those
       with the least soft tissue were kept; only where borders were reduced.
     lungs: where they lie; None where the frame does not need them, and where
@@ -51,9 +52,12 @@ def summarise_scan(
 ) -> ScanSummary:
   """Summarises a scan; the same scan and seed always give the same summary."""
   size = scan.geometry.size
-  place_range = places.place_range(size, settings.xy_border, settings.z_border)
-  candidates, relaxed = np.zeros((0, 3), np.int32), False
+  candidates, reduced, relaxed = np.zeros((0, 3), np.int32), False, False
   if split == schema.TRAIN:
+    place_range = places.place_range(
+      size, settings.xy_border, settings.z_border
+    )
+    reduced = place_range.reduced
     candidates, relaxed = places.draw_candidates(
       scan.hu,
       place_range,
@@ -68,7 +72,7 @@ def summarise_scan(
     spacing=scan.geometry.spacing,
     thumbnail=descriptors.make_thumbnail(scan.hu),
     candidates=candidates,
-    border_reduced=place_range.reduced,
+    border_reduced=reduced,
     filter_relaxed=relaxed,
     lungs=lung_box.find(scan.hu, scan.geometry.spacing)
     if settings.frame == frames.LUNG
