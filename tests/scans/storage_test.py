@@ -1,9 +1,11 @@
 """Scans in an object store, against the same scans in a local folder."""
 
+import errno
 import gzip
 import json
 import os
 import tempfile
+from unittest import mock
 import uuid
 
 import fsspec
@@ -166,6 +168,21 @@ def test_a_copy_that_is_cut_short_is_no_truncated_scan(tmp_path, monkeypatch):
     storage.StorageError, match=rf'^{address}/a.mha .* 4 of \d+ bytes came'
   ):
     reader.read_scan(f'{address}/a.mha')
+
+
+def test_a_full_local_disk_is_not_taken_for_the_store(
+  tmp_path, staging, monkeypatch
+):
+  scan_files.write(tmp_path / 'a.mha', scan_files.make_hu())
+  address = _upload(tmp_path)
+  system, _ = fsspec.core.url_to_fs(address, use_listings_cache=False)
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  monkeypatch.setattr(type(system), 'get_file', mock.Mock(side_effect=full))
+  with pytest.raises(
+    storage.StorageError, match=rf'copied to {staging} .* left .* set TMPDIR'
+  ):
+    reader.read_scan(f'{address}/a.mha')
+  assert not os.listdir(staging)
 
 
 def test_folders_are_listed_alike(tmp_path):

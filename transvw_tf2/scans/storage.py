@@ -6,6 +6,7 @@ credentials from the environment as the tools of the store do.
 
 from collections.abc import Iterator
 import contextlib
+import errno
 import os
 import posixpath
 import re
@@ -188,6 +189,11 @@ def _open(path: str):
     ) from error
   # Stores have exceptions of their own that are no OSError.
   except Exception as error:
+    if getattr(error, 'errno', None) in (errno.ENOSPC, errno.EDQUOT):
+      raise StorageError(
+        f'{path} cannot be copied to {tempfile.gettempdir()}'
+        f' ({_text(error)}): make room, or set TMPDIR to another disk'
+      ) from error
     raise StorageError(
       f'{path} cannot be read ({type(error).__name__}: {_text(error)}); check'
       ' the address, its credentials and the network'
