@@ -16,7 +16,7 @@ _ALLOWED = {
   'output_lock': {'errors'},
   'file_size': {'errors'},
   'scans': {'schema', 'errors'},
-  'discovery': {'schema', 'errors', 'scans'},
+  'discovery': {'schema', 'errors', 'scans', 'output_file'},
   'perturb': {'schema', 'errors', 'scans'},
   'models': {'schema', 'errors', 'scans'},
   'training': {
@@ -25,7 +25,7 @@ _ALLOWED = {
   },
   'serving': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
-    'training',
+    *('training', 'output_file'),
   },
   'study': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),

@@ -31,7 +31,7 @@ def replacing(path: str, suffix: str = '') -> Iterator[str]:
     os.replace(partial, path)
   except OSError as error:
     raise errors.UserError(
-      f'{path} cannot be written ({error}): wanted a file in a writable folder'
+      f'{path} cannot be written ({error}): make room, or give another folder'
     ) from error
   finally:
     with contextlib.suppress(FileNotFoundError):

@@ -207,11 +207,14 @@ def test_writing_leaves_the_old_file_where_it_fails(tmp_path, monkeypatch):
     *found.instances[:5],
     dataclasses.replace(found.instances[5], distance=Broken(1.0)),
   )
-  with pytest.raises(OSError, match='No space left'):
+  with pytest.raises(
+    errors.UserError, match=r'instances\.csv cannot be written .*No space left'
+  ):
     vocabulary.write_vocabulary(
       os.fspath(tmp_path), dataclasses.replace(found, instances=instances)
     )
   assert (tmp_path / 'instances.csv').read_bytes() == before
+  assert not [one for one in os.listdir(tmp_path) if one.count('.') > 1]
 
 
 def test_rejected_scans_are_sorted(tmp_path):

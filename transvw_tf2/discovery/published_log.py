@@ -23,6 +23,7 @@ import os
 import re
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import geometry as geometry_lib
@@ -151,10 +152,11 @@ def write_logs(
     row = f'{scan_file.path}#{x},{y},{z},{side},{depth}#{one.word}'
     lines.setdefault(name, []).append(f'{row}\n')
   for name, of_file in lines.items():
-    path = os.path.join(folder, name)
-    with open(f'{path}.tmp', 'w', encoding='utf-8') as file:
+    with (
+      output_file.replacing(os.path.join(folder, name)) as partial,
+      open(partial, 'w', encoding='utf-8') as file,
+    ):
       file.writelines(of_file)
-    os.replace(f'{path}.tmp', path)
   return sorted(lines)
 
 

@@ -15,6 +15,7 @@ from sklearn import metrics
 import threadpoolctl
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary as vocabulary_lib
 from transvw_tf2.scans import bend
@@ -242,11 +243,12 @@ def write_quality(folder: str, quality: Quality) -> None:
       for (split, word, rank), mm in sorted(quality.errors_mm.items())
     ],
   }
-  path = os.path.join(folder, QUALITY_FILE)
-  with open(path + '.tmp', 'w', encoding='utf-8') as file:
+  with (
+    output_file.replacing(os.path.join(folder, QUALITY_FILE)) as partial,
+    open(partial, 'w', encoding='utf-8') as file,
+  ):
     json.dump(contents, file, indent=1)
     file.write('\n')
-  os.replace(path + '.tmp', path)
 
 
 def read_quality(folder: str) -> Quality:

@@ -16,6 +16,7 @@ import os
 import numpy as np
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.discovery import neighbours
 from transvw_tf2.discovery import settings as settings_lib
@@ -224,8 +225,9 @@ def write_descriptors(
 @contextlib.contextmanager
 def _replacing(folder: str, name: str, mode: str = 'w'):
   """Opens a file that takes its name only once it is written."""
-  path = os.path.join(folder, name)
   text = {} if 'b' in mode else {'encoding': 'utf-8', 'newline': ''}
-  with open(path + '.tmp', mode, **text) as file:
+  with (
+    output_file.replacing(os.path.join(folder, name)) as partial,
+    open(partial, mode, **text) as file,
+  ):
     yield file
-  os.replace(path + '.tmp', path)
