@@ -1,5 +1,7 @@
 """The pre-training task: losses by hand, and what it refuses."""
 
+import functools
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2 import models
+from transvw_tf2.training import target_tasks
 from transvw_tf2.training import tasks
 
 
@@ -97,3 +101,19 @@ def test_a_crop_is_a_random_part_of_each_cube():
 def test_refuses_a_crop(crop):
   with pytest.raises(errors.UserError, match='crop is'):
     tiny_data.prepare(tiny_data.make_task(crop=crop))
+
+
+@pytest.mark.parametrize(
+  'task', [tasks.Restore, tasks.Autoencoder, target_tasks.Segmentation]
+)
+def test_more_than_one_channel_out_is_refused(task):
+  def make(channels):
+    return task(
+      functools.partial(
+        models.build_unet3d, base_filters=2, output_channels=channels
+      )
+    ).build_model()
+
+  assert make(1).output_channels == 1
+  with pytest.raises(errors.UserError, match='2 channels out, wanted 1'):
+    make(2)

@@ -218,7 +218,7 @@ class Segmentation(_TargetTask):
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
   ) -> keras.Model:
     """Returns the network, not yet built."""
-    return tasks.build_model(
+    return tasks.build_unet(
       self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
     )
 

@@ -330,7 +330,7 @@ class Restore(_CubeTask):
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
   ) -> keras.Model:
     """Returns the network, not yet built."""
-    return build_model(
+    return build_unet(
       self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
     )
 
@@ -374,7 +374,7 @@ class Autoencoder(Task):
     self, synchronized_batch_norm: bool = False, dtype: str = 'float32'
   ) -> keras.Model:
     """Returns the network, not yet built."""
-    return build_model(
+    return build_unet(
       self._model, synchronized_batch_norm=synchronized_batch_norm, dtype=dtype
     )
 
@@ -422,6 +422,23 @@ def build_model(model: Callable[..., keras.Model], **settings) -> keras.Model:
     return model(**settings)
   except ValueError as error:
     raise errors.UserError(f'model: {error}') from error
+
+
+def build_unet(model: Callable[..., keras.Model], **settings) -> keras.Model:
+  """Calls what makes a network with one channel out, as a cube or mask has.
+
+  With more of them, losses and counts would broadcast to all without a word.
+
+  Raises:
+    UserError: it has another number, or a setting does not fit.
+  """
+  network = build_model(model, **settings)
+  if network.output_channels != 1:
+    raise errors.UserError(
+      f'the network has {network.output_channels} channels out, wanted 1: set'
+      ' unet3d.output_channels = 1'
+    )
+  return network
 
 
 def _restoration_losses(restored, batch, inputs):
