@@ -109,6 +109,22 @@ def test_a_file_is_made_in_a_folder_of_its_own(tmp_path):
     pass
 
 
+def test_a_name_that_nothing_could_take_is_refused_at_once(tmp_path):
+  (tmp_path / 'link').symlink_to('nowhere')
+  for output in (f'{tmp_path}/link', f'{tmp_path}/link/'):
+    with (
+      pytest.raises(errors.UserError, match='exists; give another folder'),
+      output_lock.making(output),
+    ):
+      pass
+  with (
+    output_lock.making(f'{tmp_path}/file/', 'one.npz') as folder,
+    open(os.path.join(folder, 'one.npz'), 'x', encoding='utf-8'),
+  ):
+    pass
+  assert sorted(os.listdir(tmp_path)) == ['file', 'link']
+
+
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path):
   (tmp_path / 'file').write_text('')
   with (

@@ -77,8 +77,9 @@ def making(output: str, name: str = '') -> Iterator[str]:
       written.
   """
   what = 'file' if name else 'folder'
+  output = output.rstrip(os.sep) or os.sep
   check_new(output, what)
-  temporary = f'{output.rstrip(os.sep)}.incomplete'
+  temporary = f'{output}.incomplete'
   try:
     with hold(temporary, output):
       try:
@@ -97,7 +98,8 @@ def making(output: str, name: str = '') -> Iterator[str]:
 
 def check_new(output: str, what: str) -> None:
   """Raises UserError where an output, a `what` to be made, exists."""
-  if os.path.exists(output):
+  # A link to nowhere too: nothing could take its name when all is done.
+  if os.path.lexists(output):
     raise errors.UserError(
       f'--output {output} exists; give another {what}, or remove it'
     )
