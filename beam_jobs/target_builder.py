@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import csv
 import dataclasses
 import os
+from typing import ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -40,6 +41,9 @@ class TargetConfig(tfds.core.BuilderConfig):
     seed: decides what is random.
   """
 
+  # The tasks that read a field; all read the others.
+  OF_TASKS: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
   task: str = ''
   cube_shape: tuple[int, ...] = cubes_lib.DEFAULT_SHAPE
   extent_mm: tuple[float, ...] | None = None
@@ -63,6 +67,13 @@ class TargetConfig(tfds.core.BuilderConfig):
     builders.check_number(self, 'jitter_mm', 0)
     builders.check_boolean(self, 'strict')
     builders.check_number(self, 'seed', 0, int)
+    for field in dataclasses.fields(self):
+      tasks = self.OF_TASKS.get(field.name, (self.task,))
+      if self.task not in tasks and getattr(self, field.name) != field.default:
+        raise errors.UserError(
+          f'config field {field.name} is for {" and ".join(tasks)}, not for'
+          f' {self.task}: leave it out'
+        )
 
   @classmethod
   def tasks(cls) -> dict[str, str]:

@@ -45,6 +45,14 @@ class BuilderConfig(target_builder.TargetConfig):
     mask_free_cubes: with masks, cubes of each scan without any of it.
   """
 
+  OF_TASKS: ClassVar = {
+    'classes': (_CLASSIFICATION,),
+    **dict.fromkeys(
+      ('jitter_mm', 'whole_scan', 'mask_cubes', 'mask_free_cubes'),
+      (_SEGMENTATION,),
+    ),
+  }
+
   classes: tuple[str, ...] = ()
   whole_scan: bool = False
   mask_cubes: int = 8

@@ -25,18 +25,6 @@ from beam_jobs import target_cubes
 from transvw_tf2 import errors
 from transvw_tf2.scans import luna16
 
-# The tasks that read a field of the config; all read the others.
-_OF_TASKS = {
-  'negatives_per_positive': (nodule_requests.FALSE_POSITIVE_REDUCTION,),
-  'masks': (nodule_requests.NODULE_SEGMENTATION,),
-  'jitter_mm': (
-    nodule_requests.NODULE_SEGMENTATION,
-    nodule_requests.LUNG_SEGMENTATION,
-  ),
-  'without_nodule': (nodule_requests.NODULE_SEGMENTATION,),
-  'lung_cubes': (nodule_requests.LUNG_SEGMENTATION,),
-}
-
 
 @dataclasses.dataclass
 class BuilderConfig(target_builder.TargetConfig):
@@ -50,6 +38,17 @@ class BuilderConfig(target_builder.TargetConfig):
     without_nodule: cubes without a nodule for each with one.
     lung_cubes: of each scan.
   """
+
+  OF_TASKS: ClassVar = {
+    'negatives_per_positive': (nodule_requests.FALSE_POSITIVE_REDUCTION,),
+    'masks': (nodule_requests.NODULE_SEGMENTATION,),
+    'jitter_mm': (
+      nodule_requests.NODULE_SEGMENTATION,
+      nodule_requests.LUNG_SEGMENTATION,
+    ),
+    'without_nodule': (nodule_requests.NODULE_SEGMENTATION,),
+    'lung_cubes': (nodule_requests.LUNG_SEGMENTATION,),
+  }
 
   negatives_per_positive: float | None = 3.0
   masks: str | None = None
@@ -66,13 +65,6 @@ class BuilderConfig(target_builder.TargetConfig):
       raise errors.UserError(
         f'config field masks must be a folder, got {self.masks!r}'
       )
-    for field in dataclasses.fields(self):
-      tasks = _OF_TASKS.get(field.name, (self.task,))
-      if self.task not in tasks and getattr(self, field.name) != field.default:
-        raise errors.UserError(
-          f'config field {field.name} is for {" and ".join(tasks)}, not for'
-          f' {self.task}: leave it out'
-        )
 
   @classmethod
   def tasks(cls) -> dict[str, str]:

@@ -170,9 +170,22 @@ def test_refuses_tables(rows, line, tmp_path):
   ],
 )
 def test_refuses_settings(field, value, wanted):
-  fields = {'name': 'mine', 'task': 'segmentation', field: value}
+  task = 'classification' if field == 'classes' else 'segmentation'
+  fields = {'name': 'mine', 'task': task, field: value}
   with pytest.raises(errors.UserError, match=f'{field} must be {wanted}'):
     labelled_scans.Builder.builder_config_cls(**fields)
+
+
+def test_refuses_settings_of_the_other_task():
+  for task, field, value in (
+    ('segmentation', 'classes', ['a', 'b']),
+    ('classification', 'jitter_mm', 3.0),
+    ('classification', 'mask_cubes', 2),
+  ):
+    with pytest.raises(errors.UserError, match=f'{field} is for .* not for'):
+      labelled_scans.Builder.builder_config_cls(
+        name='mine', task=task, **{field: value}
+      )
 
 
 def test_a_table_that_is_no_text(tmp_path):
