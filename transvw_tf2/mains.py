@@ -10,18 +10,11 @@ from absl import flags
 from absl import logging
 
 from transvw_tf2 import errors
+from transvw_tf2.scans import errors as scan_errors
 
 # TensorFlow's C++ side tells little that a user can act on. Set here, for it
 # is read when TensorFlow is imported, and mains import this module first.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
-
-
-def _expected_errors() -> tuple[type[Exception], ...]:
-  # Imported late: the scan packages are not needed where no scan is read.
-  from transvw_tf2.scans import luna16
-  from transvw_tf2.scans import reader
-
-  return errors.UserError, reader.ScanError, luna16.LayoutError
 
 
 def _is_for_users(record) -> bool:
@@ -49,8 +42,8 @@ def run(
   """Runs `main` under absl.app.run and exits.
 
   Prints `error: ...` on one line of stderr and exits with code 1 when `main`
-  raises errors.UserError, reader.ScanError or luna16.LayoutError; any other
-  exception is a defect and keeps its traceback.
+  raises errors.UserError or reader.ScanError; any other exception is a defect
+  and keeps its traceback.
 
   Args:
     main: takes the arguments that are not flags, argv[0] first; what it
@@ -63,7 +56,7 @@ def run(
     _log_for_users()
     try:
       return main(argv)
-    except _expected_errors() as error:
+    except (errors.UserError, scan_errors.ScanError) as error:
       # Gin appends where it was called from, on lines of its own.
       text = str(error).partition('\n  In call to configurable')[0]
       print('error:', ' '.join(text.split()), file=sys.stderr)
