@@ -199,8 +199,9 @@ def count_workers(
   """Returns how many workers share a pass, None where the engine decides."""
   options = options or pipeline_options.PipelineOptions([])
   runner = options.view_as(pipeline_options.StandardOptions).runner
-  if (runner or 'FnApiRunner').rpartition('.')[2] not in (
-    *('DirectRunner', 'FnApiRunner', 'BundleBasedDirectRunner'),
+  # Beam takes the names in any case.
+  if (runner or 'FnApiRunner').rpartition('.')[2].lower() not in (
+    *('directrunner', 'fnapirunner', 'bundlebaseddirectrunner'),
   ):
     return None
   direct = options.view_as(pipeline_options.DirectOptions)

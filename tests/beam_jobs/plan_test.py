@@ -201,6 +201,13 @@ def test_the_line_says_it_all(capsys, monkeypatch):
       ],
       os.cpu_count(),
     ),
+    (
+      [
+        *('--runner=fnapirunner', '--direct_num_workers=3'),
+        '--direct_running_mode=multi_processing',
+      ],
+      3,
+    ),
     (['--runner=PortableRunner', '--job_endpoint=localhost:1'], None),
   ],
 )
