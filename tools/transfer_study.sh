@@ -21,6 +21,7 @@ source "$(dirname "$0")/venv.sh"
 
 : "${PATIENTS:=120}"        # to pre-train on
 : "${TARGET_PATIENTS:=100}"  # of the target tasks: 50 train, 20 validation
+: "${DIAMETER:=5,16}"      # of the nodules of the target tasks, mm
 : "${WORDS:=32}"
 : "${VALIDATION_INSTANCES:=8}"  # a word
 : "${PRETRAINING_EPOCHS:=5}"
@@ -57,7 +58,7 @@ _pretrain() {
 
 _make_patients patients --scans "$PATIENTS" --seed 401
 _make_patients target_patients --scans "$TARGET_PATIENTS" --seed 403 \
-  --diameter 5,16
+  --diameter "$DIAMETER"
 _build transvw_luna16 patients "{\"name\": \"study\", \"words\": $WORDS,
   \"instances\": 32, \"frame\": \"lung\", \"seed\": 401,
   \"validation_instances\": $VALIDATION_INSTANCES}"
