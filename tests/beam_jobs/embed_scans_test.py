@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import glob
 import json
 import os
 import shutil
@@ -215,10 +216,10 @@ def test_a_killed_run_keeps_the_scans_it_finished(job, model, scans, tmp_path):
   process = subprocess.Popen(
     _command(**named, stride='4,4,4'), cwd=_ROOT, stdout=subprocess.DEVNULL
   )
-  folder = os.path.join(output, 'scans')
+  finished = os.path.join(output, 'scans', '*.parquet')
   try:
     deadline = time.monotonic() + 300
-    while not (os.path.isdir(folder) and os.listdir(folder)):
+    while not glob.glob(finished):
       assert process.poll() is None and time.monotonic() < deadline
       time.sleep(0.01)
   finally:

@@ -3,6 +3,7 @@
 import ctypes
 import os
 import pickle
+import signal
 import time
 
 import numpy as np
@@ -46,8 +47,10 @@ def _hang(folder):
 
 def _hang_natively(folder):
   del folder
-  # Python runs no handler before it is back from C.
-  ctypes.PyDLL(None).sleep(60)
+  # Python runs no handler before it is back from C, where the alarm must not
+  # end the sleep.
+  signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGALRM})
+  ctypes.PyDLL(None).sleep(600)
 
 
 def _fill(folder):

@@ -23,6 +23,10 @@ def test_steady_leaves_out_the_ends_of_a_pass(module):
   assert module._steady(ends) == pytest.approx(1.0)
 
 
+def test_steady_of_scans_that_end_at_once_is_that_of_the_pass(module):
+  assert module._steady([2.0] * 8) == pytest.approx(2 / 8)
+
+
 def test_forecast_of_other_amounts(module):
   build = module.Build(
     passes=(module.Pass(40, 0.5), module.Pass(40, 0.25)),

@@ -316,7 +316,7 @@ def _steady(ends: Sequence[float]) -> float:
   """Returns seconds per scan, without the first and last of a pass."""
   skip = max(1, round(_RAMP * len(ends)))
   kept = ends[skip - 1 : len(ends) - skip]
-  if len(kept) < 2:
+  if len(kept) < 2 or kept[-1] == kept[0]:  # too few to tell
     return ends[-1] / len(ends)
   return (kept[-1] - kept[0]) / (len(kept) - 1)
 
