@@ -23,7 +23,6 @@ allows.
 """
 
 from collections.abc import Iterable
-from collections.abc import Iterator
 from collections.abc import Sequence
 import itertools
 import os
@@ -72,10 +71,10 @@ _OUTPUT = flags.DEFINE_string(
 
 _EMBEDDING, _PIXELS, _SAME_VOXELS = 'embedding', 'pixels', 'same voxels'
 _WHITENED = '%s, whitened'
-# A whitening is fitted on so many scans at most, and cubes of each: a hundred
-# times the numbers of the full network's embedding.
+# A whitening is fitted on so many scans at most, and so many numbers of them
+# together: half a gigabyte, 131,072 cubes of the full network.
 _FIT_SCANS = 256
-_FIT_CUBES = 256
+_FIT_NUMBERS = 2**26
 # HU shown as black and white.
 _WINDOW = (-1000, 400)
 _BATCH = 64
@@ -134,7 +133,7 @@ def find_similar(
     UserError: there is no other patient, or a file is damaged.
   """
   scan_ids = embedding_files.list_scans(folder)
-  whitening = _fit_whitening(_read_some(folder, scan_ids)) if whiten else None
+  whitening = _whiten_folder(folder, scan_ids) if whiten else None
   wanted = _transform(query.embeddings[[row]], whitening)
   found = []
   for scan_id in scan_ids:
@@ -159,16 +158,24 @@ def find_similar(
   return table
 
 
-def _read_some(folder, scan_ids) -> Iterator[np.ndarray]:
-  """Reads the embeddings of some scans, the same ones each time."""
-  for one in np.random.default_rng(0).permutation(scan_ids)[:_FIT_SCANS]:
-    yield embedding_files.read_scan(folder, one).embeddings
+def _whiten_folder(folder, scan_ids) -> retrieval.Whitening:
+  some = np.random.default_rng(0).permutation(scan_ids)[:_FIT_SCANS]
+  return _fit_whitening(
+    (embedding_files.read_scan(folder, one).embeddings for one in some),
+    len(some),
+  )
 
 
-def _fit_whitening(described: Iterable[np.ndarray]) -> retrieval.Whitening:
-  """Fits to some rows of each patient, the same ones each time."""
+def _fit_whitening(
+  described: Iterable[np.ndarray], patients: int
+) -> retrieval.Whitening:
+  """Fits to as many rows of each patient, the same ones each time."""
   rng = np.random.default_rng(0)
-  chosen = [rng.permutation(rows)[:_FIT_CUBES] for rows in described]
+  numbers = _FIT_NUMBERS // patients
+  chosen = [
+    rng.permutation(rows)[: max(1, numbers // rows.shape[1])]
+    for rows in described
+  ]
   return retrieval.Whitening(np.concatenate(chosen))
 
 
@@ -307,7 +314,9 @@ class _Known(NamedTuple):
 def _add_whitened(known: Sequence[_Known]) -> None:
   """Whitens the rows of each method by those of all patients."""
   for method in (_EMBEDDING, _PIXELS):
-    whitening = _fit_whitening(one.described[method] for one in known)
+    whitening = _fit_whitening(
+      (one.described[method] for one in known), len(known)
+    )
     for one in known:
       one.described[_WHITENED % method] = whitening(one.described[method])
 

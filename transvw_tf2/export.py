@@ -9,9 +9,12 @@ Command:
   python -m transvw_tf2.export --workdir W --output DIR --whole
 """
 
+from collections.abc import Sequence
+
 from absl import app
 from absl import flags
 
+from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2.serving import export
 
@@ -41,6 +44,26 @@ _PRECISION = flags.DEFINE_enum(
   ' another. Embeddings in bfloat16 differ by about 1 % of the largest number,'
   ' at a cosine of 0.9999.',
 )
+_POOLING_GRID = flags.DEFINE_list(
+  'pooling_grid',
+  ['1', '1', '1'],
+  'Equal parts of a cube along x,y,z over each of which the last features are'
+  ' averaged. With 2,2,2 an embedding is eight times as long and tells where in'
+  ' the cube something is, so that similar places are found more exactly.',
+)
+
+
+def _parse_grid(values: Sequence[str]) -> tuple[int, ...]:
+  try:
+    grid = tuple(int(value) for value in values)
+  except ValueError:
+    grid = ()
+  if len(grid) != 3:
+    raise errors.UserError(
+      f'--pooling_grid is {",".join(values)!r}, wanted three integers such as'
+      ' 2,2,2'
+    )
+  return grid
 
 
 def main(argv):
@@ -53,6 +76,7 @@ def main(argv):
     _OVERWRITE.value,
     _WHOLE.value,
     _PRECISION.value,
+    _parse_grid(_POOLING_GRID.value),
   )
   print(f'wrote {_OUTPUT.value}: {_CHECKPOINT.value} of {_WORKDIR.value}')
 

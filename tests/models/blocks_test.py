@@ -366,3 +366,31 @@ def test_the_momentum_is_that_of_the_moving_statistics(momentum):
     rtol=1e-4,
   )
   assert network.layers[1].batch_norm.momentum == momentum
+
+
+@pytest.mark.parametrize('grid', [(1, 1, 1), (2, 3, 1), (1, 3, 2), (4, 6, 2)])
+def test_features_are_averaged_over_the_parts_of_a_cube(grid):
+  rng = np.random.default_rng(3)
+  cubes = rng.random((2, 4, 6, 2, 5)).astype(np.float32)
+  sides = [4 // grid[0], 6 // grid[1], 2 // grid[2]]
+  want = [
+    cubes[
+      :,
+      x * sides[0] : (x + 1) * sides[0],
+      y * sides[1] : (y + 1) * sides[1],
+      z * sides[2] : (z + 1) * sides[2],
+    ].mean((1, 2, 3))
+    for x in range(grid[0])
+    for y in range(grid[1])
+    for z in range(grid[2])
+  ]
+  features = np.moveaxis(cubes, 3, 1)  # (B, Z, X, Y, C)
+  np.testing.assert_allclose(
+    blocks.pool_grid(features, grid), np.concatenate(want, axis=1), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize('grid', [(3, 1, 1), (1, 4, 1), (0, 1, 1), (2, 2)])
+def test_unequal_parts_are_refused(grid):
+  with pytest.raises(ValueError, match=r'divide .* \(4, 6, 2\)'):
+    blocks.check_grid(grid, (4, 6, 2))

@@ -351,6 +351,26 @@ def test_the_flag_adds_the_heads_of_pre_training(model, tmp_path, import_main):
   }
 
 
+def test_the_flag_averages_parts_of_a_cube(model, tmp_path, import_main):
+  workdir = _write_run(tmp_path / 'run', model, task='Pretrain')
+  path = str(tmp_path / 'parts')
+  main = import_main('transvw_tf2.export').main
+  for grid in (['2', '1'], ['2', '1', 'x'], ['']):
+    with (
+      flagsaver.flagsaver(workdir=workdir, output=path, pooling_grid=grid),
+      pytest.raises(errors.UserError, match=r'--pooling_grid is .*such as 2,'),
+    ):
+      main(['export'])
+  assert not os.path.exists(path)
+  with flagsaver.flagsaver(
+    workdir=workdir, output=path, pooling_grid=['1', '2', '1']
+  ):
+    main(['export'])
+  _, metadata = _load(path)
+  assert metadata['pooling_grid'] == [1, 2, 1]
+  assert metadata['embedding_size'] == 2 * model.embedding_size
+
+
 def test_what_the_run_recorded_is_in_the_metadata(model, tmp_path):
   workdir = _write_run(tmp_path / 'run', model, task='Pretrain')
   source = {'commit': 'abc', 'local_changes': True}

@@ -10,6 +10,7 @@ import tensorflow as tf
 from transvw_tf2 import errors
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
+from transvw_tf2.serving import encoders
 from transvw_tf2.serving import export
 from transvw_tf2.training import summary
 
@@ -113,6 +114,39 @@ def test_bfloat16_is_near_float32(model, loaded, tmp_path):
   np.testing.assert_allclose(_embed_bytes(halved, hu), got, atol=1e-6)
 
 
+def test_parts_of_a_cube_are_averaged_apart(model, tmp_path):
+  path = str(tmp_path / 'model')
+  export.export_encoder(
+    model, path, {}, cube_shape=_CUBE, pooling_grid=(2, 3, 1)
+  )
+  hu = _hu()
+  scaled = (hu.clip(-1000, 1000).astype(np.float32) + 1000) / 2000
+  features = model.encoder(scaled, training=False)[0].numpy()
+  features = np.moveaxis(features, 1, 3)  # (B, 2, 3, 1, 16)
+  np.testing.assert_allclose(
+    _embed(tf.saved_model.load(path), 'embed_cubes_int16', cubes=hu),
+    features.reshape(len(hu), -1),
+    atol=1e-5 * features.max(),
+  )
+  with open(os.path.join(path, 'transvw_model.json')) as file:
+    metadata = json.load(file)
+  assert metadata['embedding_size'] == 6 * 16
+  assert metadata['pooling_grid'] == [2, 3, 1]
+  assert encoders.load(path, 'cubes').embedding_size == 6 * 16
+
+
+def test_unequal_parts_are_refused(model, tmp_path):
+  with pytest.raises(errors.UserError, match=r'4, 1, 1.* divide .*2, 3, 1'):
+    export.export_encoder(
+      model,
+      str(tmp_path / 'model'),
+      {},
+      cube_shape=_CUBE,
+      pooling_grid=(4, 1, 1),
+    )
+  assert not os.listdir(tmp_path)
+
+
 def test_bytes_are_in_c_order_of_x_y_z(loaded):
   hu = np.full((1, *_CUBE, 1), -1000, np.int16)
   hu[0, 5, 9, 1] = 900
@@ -199,6 +233,7 @@ def test_metadata(exported):
     'precision': 'float32',
     'input': 'cubes',
     'network': 'VisualWordNet',
+    'pooling_grid': [1, 1, 1],
     'signatures': {
       'serving_default': floats,
       'embed_cubes': floats,

@@ -77,6 +77,7 @@ def test_metadata_tells_what_goes_in(exported):
     'embedding_size': 16,
     'format_version': 1,
     'hu_window': [-1000, 1000],
+    'pooling_grid': [1, 1, 1],
     'precision': 'float32',
     'input': 'thumbnails',
     'network': 'UNet3D',

@@ -4,6 +4,9 @@ All tensors are channels_last: channels_first convolutions do not exist on CPU.
 Between the blocks they are (batch, z, x, y, channels), see convolutions.
 """
 
+from collections.abc import Sequence
+import math
+
 import keras
 import tensorflow as tf
 
@@ -47,6 +50,60 @@ def check_positive(**settings) -> None:
       raise ValueError(
         f'{name} is {value!r}, wanted an integer of at least 1: change {name}'
       )
+
+
+def pool_grid(features, grid: Sequence[int] = (1, 1, 1)):
+  """Averages features over each of the equal parts of a cube.
+
+  One part is the global average pool. More of them tell where in the cube
+  something is (spatial pyramids; Lazebnik et al., CVPR 2006).
+
+  Args:
+    features: float (B, Z, X, Y, C), as they are between blocks.
+    grid: parts along x, y and z.
+
+  Returns:
+    float32 (B, parts * C): the C numbers of one part after those of the other,
+    parts in [x, y, z] C order.
+
+  Raises:
+    ValueError: the parts are not equal, see `check_grid`.
+  """
+  # float32 also under mixed precision: means over many voxels.
+  features = keras.ops.cast(features, 'float32')
+  if math.prod(grid) == 1:  # of any sides, also unknown ones
+    return keras.ops.mean(features, axis=(1, 2, 3))
+  _, z, x, y, channels = features.shape
+  check_grid(grid, (x, y, z))
+  means = keras.ops.average_pool(
+    features,
+    (z // grid[2], x // grid[0], y // grid[1]),
+    padding='valid',
+    data_format='channels_last',
+  )
+  return keras.ops.reshape(
+    convolutions.to_outer(means), (-1, math.prod(grid) * channels)
+  )
+
+
+def check_grid(grid: Sequence[int], sides: Sequence[int]) -> None:
+  """Checks that features of some sides can be cut into equal parts.
+
+  Args:
+    grid: parts along x, y and z.
+    sides: of the features along x, y and z.
+
+  Raises:
+    ValueError: they cannot.
+  """
+  if len(grid) != 3 or not all(
+    parts > 0 and side % parts == 0
+    for parts, side in zip(grid, sides, strict=True)
+  ):
+    raise ValueError(
+      f'pooling grid is {tuple(grid)}, wanted three numbers that divide the'
+      f' sides of the last features, {tuple(sides)}'
+    )
 
 
 def check_upsampling(upsampling: str, fused_upsampling: bool) -> None:

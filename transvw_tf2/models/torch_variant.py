@@ -203,10 +203,13 @@ class TorchVisualWordNet(keras.Model):
       outputs['words'] = self.cls_output(features)
     return outputs | {'embedding': self.global_pool(bottleneck)}
 
-  def embed(self, cubes):
-    """Maps cubes as in `call` to float32 (B, embedding_size), encoder only."""
+  def embed(self, cubes, grid=(1, 1, 1)):
+    """Maps cubes as in `call` to float32 (B, embedding_size), encoder only.
+
+    With a finer `grid` as many numbers for each part, see blocks.pool_grid.
+    """
     bottleneck, _ = self.encoder(cubes, training=self.batch_statistics)
-    return self.global_pool(bottleneck)
+    return blocks.pool_grid(bottleneck, grid)
 
   def compute_output_shape(self, cubes_shape):
     batch = cubes_shape[0]

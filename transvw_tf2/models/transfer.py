@@ -83,10 +83,13 @@ class Classifier(keras.Model):
       'embedding': embedding,
     }
 
-  def embed(self, cubes):
-    """Maps cubes as in `call` to float32 (B, embedding_size)."""
+  def embed(self, cubes, grid=(1, 1, 1)):
+    """Maps cubes as in `call` to float32 (B, embedding_size), encoder only.
+
+    With a finer `grid` as many numbers for each part, see blocks.pool_grid.
+    """
     bottleneck, _ = self.encoder(cubes, training=False)
-    return self.global_pool(bottleneck)
+    return blocks.pool_grid(bottleneck, grid)
 
   def compute_output_shape(self, cubes_shape):
     batch = cubes_shape[0]

@@ -294,14 +294,15 @@ class UNet3D(keras.Model):
     features = self.decoder(bottleneck, skips, training=training)
     return self.reconst_output(convolutions.to_outer(self.final_conv(features)))
 
-  def embed(self, cubes):
+  def embed(self, cubes, grid=(1, 1, 1)):
     """Maps cubes as in `call` to float32 (B, embedding_size), encoder only.
 
     The global average pool of the bottleneck (`depth_7_relu` at depth 4), with
-    moving statistics.
+    moving statistics; of a finer `grid` as many numbers for each part, see
+    blocks.pool_grid.
     """
     bottleneck, _ = self.encoder(cubes, training=False)
-    return self.global_pool(bottleneck)
+    return blocks.pool_grid(bottleneck, grid)
 
   def compute_output_shape(self, cubes_shape):
     return (*cubes_shape[:-1], self.output_channels)

@@ -63,6 +63,7 @@ def make_functions(
   shape: Sequence[int],
   volumes: str = signatures.CUBES,
   heads: Sequence[str] = (),
+  pooling_grid: Sequence[int] = (1, 1, 1),
 ) -> dict[str, tf.types.experimental.PolymorphicFunction]:
   """Returns the functions to serve by the name of their signature.
 
@@ -72,10 +73,11 @@ def make_functions(
     volumes: signatures.CUBES or signatures.THUMBNAILS, the name of the input
       and part of the names of the signatures.
     heads: signatures beyond those that embed, such as signatures.RESTORE.
+    pooling_grid: see `export_encoder`.
   """
 
   def embed(hu):
-    return {signatures.EMBEDDING: model.embed(_scale(hu))}
+    return {signatures.EMBEDDING: model.embed(_scale(hu), pooling_grid)}
 
   # The name of the specification is that of the input in the contract.
   floats = tf.TensorSpec((None, *shape, 1), tf.float32, volumes)
@@ -155,6 +157,7 @@ def export_encoder(
   source: Mapping[str, object] | None = None,
   overwrite: bool = False,
   precision: str | None = None,
+  pooling_grid: Sequence[int] = (1, 1, 1),
 ) -> None:
   """Writes the encoder of `model` as a SavedModel, all of it or nothing.
 
@@ -184,10 +187,14 @@ def export_encoder(
     overwrite: whether an existing `output` is replaced.
     precision: what is computed in, one of PRECISIONS; None takes that of the
       model. Weights, inputs and outputs are as ever.
+    pooling_grid: equal parts of a cube along x, y and z over each of which the
+      last features are averaged; the embedding holds the averages of all parts,
+      in [x, y, z] C order.
 
   Raises:
     errors.UserError: `output` exists and is not to be replaced, or it cannot be
-      written, or the network lacks what a head gives.
+      written, or the network lacks what a head gives, or the parts are not
+      equal.
   """
   described = {
     'cube_shape': list(cube_shape),
@@ -200,6 +207,7 @@ def export_encoder(
   _export(
     *(model, output, kind, cube_shape, heads, described, overwrite),
     precision=precision,
+    pooling_grid=pooling_grid,
   )
 
 
@@ -212,6 +220,7 @@ def export_thumbnail_encoder(
   source: Mapping[str, object] | None = None,
   overwrite: bool = False,
   precision: str | None = None,
+  pooling_grid: Sequence[int] = (1, 1, 1),
 ) -> None:
   """Writes the encoder of an autoencoder, as `export_encoder` does.
 
@@ -227,6 +236,7 @@ def export_thumbnail_encoder(
     source: see `export_encoder`.
     overwrite: whether an existing `output` is replaced.
     precision: see `export_encoder`.
+    pooling_grid: see `export_encoder`.
 
   Raises:
     errors.UserError: as `export_encoder`.
@@ -240,6 +250,7 @@ def export_thumbnail_encoder(
   _export(
     *(model, output, kind, thumbnail_shape, (), described, overwrite),
     precision=precision,
+    pooling_grid=pooling_grid,
   )
 
 
@@ -268,17 +279,35 @@ def _check_heads(model, shape, heads):
       )
 
 
+def _check_grid(model, shape, pooling_grid):
+  sides = [side // 2 ** (model.encoder.depth - 1) for side in shape]
+  try:
+    blocks.check_grid(pooling_grid, sides)
+  except ValueError as error:
+    raise errors.UserError(str(error)) from error
+
+
 def _export(
-  model, output, volumes, shape, heads, described, overwrite, precision=None
+  model,
+  output,
+  volumes,
+  shape,
+  heads,
+  described,
+  overwrite,
+  *,
+  precision,
+  pooling_grid,
 ):
   """Writes the signatures of a network, and its description."""
   output = os.path.abspath(output)
   check_output(output, overwrite)
   _check_heads(model, shape, heads)
+  _check_grid(model, shape, pooling_grid)
   if not model.built:
     model.build((None, *shape, 1))
   folded = _fold_copy(model, precision)
-  functions = make_functions(folded, shape, volumes, heads)
+  functions = make_functions(folded, shape, volumes, heads, pooling_grid)
   module = tf.Module()
   # What is tracked is written: of the network only what the signatures read.
   module.weights = _read_variables(folded, functions)
@@ -286,12 +315,13 @@ def _export(
     'format_version': signatures.METADATA_VERSION,
     'axes': ['x', 'y', 'z'],
     'orientation': 'LPS: x to the left, y to the back, z to the head',
-    'embedding_size': int(model.embedding_size),
+    'embedding_size': int(model.embedding_size) * math.prod(pooling_grid),
     'hu_window': [schema.HU_MIN, schema.HU_MAX],
     'input': volumes,
     'license': _LICENSE,
     'network': type(model).__name__,
     'package_version': _package_version(),
+    'pooling_grid': list(pooling_grid),
     'precision': folded.compute_dtype,
     'signatures': {
       name: _describe_function(function) for name, function in functions.items()
@@ -390,6 +420,7 @@ def export_workdir(
   overwrite: bool = False,
   whole: bool = False,
   precision: str | None = None,
+  pooling_grid: Sequence[int] = (1, 1, 1),
 ) -> dict:
   """Exports the network of a training run and returns its summary.
 
@@ -404,10 +435,11 @@ def export_workdir(
     whole: whether pre-training's decoder and head come too, as far as the
       network has them: the signatures `restore` and `classify_word`.
     precision: see `export_encoder`; a run is loaded in float32.
+    pooling_grid: see `export_encoder`.
 
   Raises:
-    errors.UserError: no such run or checkpoint, `output` exists, or `whole` is
-      asked of an autoencoder.
+    errors.UserError: no such run or checkpoint, `output` exists, `whole` is
+      asked of an autoencoder, or the parts of `pooling_grid` are not equal.
   """
   # Before the weights are read: the answer may be no.
   check_output(os.path.abspath(output), overwrite)
@@ -419,6 +451,7 @@ def export_workdir(
     'source': run.get('source'),
     'overwrite': overwrite,
     'precision': precision,
+    'pooling_grid': pooling_grid,
   }
   if metadata['volume'] == 'thumbnail':
     if whole:
