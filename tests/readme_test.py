@@ -69,7 +69,7 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('MY_SCANS', 'MY_DATA', 'MY_REPORT'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
       *('EMBEDDINGS', 'SIMILAR.png', 'PROJECTOR'),
-      *('KNOWN_SCANS', 'KNOWN', 'PAIRS.csv', 'STUDY'),
+      *('KNOWN_SCANS', 'KNOWN', 'PARTS_ENCODER', 'PAIRS.csv', 'STUDY'),
     )
   }
   first = luna16.find_scans(str(scans))[0]
