@@ -10,36 +10,21 @@ by their cosine; --nowhiten compares them as they are. EMBEDDINGS is what
 `beam_jobs.embed_scans` wrote. Choose its --stride for the precision that is
 wanted: the next cube lies up to half the diagonal of a step away. 16,16,8 takes
 4 x 4 x 4 times the work of cubes side by side.
-
-  python tools/find_similar.py --embeddings EMBEDDINGS --scans PHANTOM \
-      --measure --output pairs.csv
-
-tells, for each pair of patients that tools/make_phantom.py made, how often the
-most similar place truly is the same one: within --radius mm in the anatomy that
-both were bent from, by embeddings whitened and as they are. Beside it stand the
-pixels of the cubes, shrunk and compared by normalised correlation, and whitened
-too; the same voxels; a random place; and the best that this grid of cubes
-allows.
 """
 
-from collections.abc import Iterable
 from collections.abc import Sequence
-import itertools
 import os
-from typing import NamedTuple
 
 from absl import flags
 import matplotlib.figure
 import numpy as np
 import pandas as pd
-from scipy import spatial
 
 from beam_jobs import embedding_files
 from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import output_file
 from transvw_tf2.discovery import retrieval
-from transvw_tf2.scans import phantom
 from transvw_tf2.scans import reader
 from transvw_tf2.serving import embed
 
@@ -47,9 +32,11 @@ _EMBEDDINGS = flags.DEFINE_string(
   'embeddings', None, 'Folder that embed_scans wrote.', required=True
 )
 _SCANS = flags.DEFINE_string(
-  'scans', None, 'Folder of the scans, for a picture or --measure.'
+  'scans', None, 'Folder of the scans, for a picture.'
 )
-_SCAN = flags.DEFINE_string('scan', None, 'Id of the scan of the place.')
+_SCAN = flags.DEFINE_string(
+  'scan', None, 'Id of the scan of the place.', required=True
+)
 _VOXEL = flags.DEFINE_list('voxel', None, 'The place, voxel x,y,z.')
 _WORLD = flags.DEFINE_list('world', None, 'The place, world x,y,z in mm (LPS).')
 _COUNT = flags.DEFINE_integer('count', 5, 'Places to find.', lower_bound=1)
@@ -59,25 +46,12 @@ _PER_PATIENT = flags.DEFINE_integer(
 _WHITEN = flags.DEFINE_boolean(
   'whiten', True, 'Whiten the embeddings by those of all patients first.'
 )
-_MEASURE = flags.DEFINE_boolean(
-  'measure', False, 'Measure on patients whose anatomy is known.'
-)
-_RADIUS = flags.DEFINE_float(
-  'radius', 15.0, 'Within so many mm a place is the same.', lower_bound=0.0
-)
-_OUTPUT = flags.DEFINE_string(
-  'output', None, 'Picture (.png) to write, or table (.csv) of --measure.'
-)
+_OUTPUT = flags.DEFINE_string('output', None, 'Picture (.png) to write.')
 
-_EMBEDDING, _PIXELS, _SAME_VOXELS = 'embedding', 'pixels', 'same voxels'
-_WHITENED = '%s, whitened'
-# A whitening is fitted on so many scans at most, and so many numbers of them
-# together: half a gigabyte, 131,072 cubes of the full network.
+# Embeddings are whitened by those of so many scans at most.
 _FIT_SCANS = 256
-_FIT_NUMBERS = 2**26
 # HU shown as black and white.
 _WINDOW = (-1000, 400)
-_BATCH = 64
 
 
 def find_cube(
@@ -160,23 +134,10 @@ def find_similar(
 
 def _whiten_folder(folder, scan_ids) -> retrieval.Whitening:
   some = np.random.default_rng(0).permutation(scan_ids)[:_FIT_SCANS]
-  return _fit_whitening(
+  return retrieval.fit_whitening(
     (embedding_files.read_scan(folder, one).embeddings for one in some),
     len(some),
   )
-
-
-def _fit_whitening(
-  described: Iterable[np.ndarray], patients: int
-) -> retrieval.Whitening:
-  """Fits to as many rows of each patient, the same ones each time."""
-  rng = np.random.default_rng(0)
-  numbers = _FIT_NUMBERS // patients
-  chosen = [
-    rng.permutation(rows)[: max(1, numbers // rows.shape[1])]
-    for rows in described
-  ]
-  return retrieval.Whitening(np.concatenate(chosen))
 
 
 def _transform(rows, whitening: retrieval.Whitening | None) -> np.ndarray:
@@ -252,121 +213,6 @@ def _planes(cube, spacing):
   )
 
 
-def measure(folder: str, scans: str, radius: float) -> pd.DataFrame:
-  """Measures how often the most similar place is the same one.
-
-  All cubes of a patient are looked for in each other patient.
-
-  Args:
-    folder: of the embeddings.
-    scans: folder that tools/make_phantom.py made.
-    radius: mm of the anatomy within which a place is the same.
-
-  Returns:
-    A row per ordered pair of patients: `query`, `patient`, `places` (cubes
-    looked for) and, by method, the share of them that was found, see
-    `retrieval.score_choices`.
-
-  Raises:
-    UserError: the anatomy is not known, or there are less than two patients.
-    reader.ScanError: a scan cannot be read.
-  """
-  truths = phantom.load_truth(scans)
-  scan_ids = embedding_files.list_scans(folder)
-  paths = embedding_files.find_paths(scans, scan_ids)
-  if len(scan_ids) < 2:
-    raise errors.UserError(
-      f'{folder} holds {len(scan_ids)} patient, wanted 2 or more: embed more'
-      ' scans'
-    )
-  cube_shape = embedding_files.read_settings(folder).cube_shape
-  known = {}
-  for scan_id in scan_ids:
-    one = embedding_files.read_scan(folder, scan_id)
-    middles = embedding_files.middle_voxels(one.places, cube_shape)
-    known[scan_id] = _Known(
-      one.places,
-      truths[scan_id].template_coordinates(middles),
-      {
-        _EMBEDDING: one.embeddings,
-        _PIXELS: _describe_pixels(paths[scan_id], one.places, cube_shape),
-      },
-    )
-  _add_whitened(list(known.values()))
-  rows = []
-  for query, patient in itertools.permutations(scan_ids, 2):
-    shares = _score_pair(known[query], known[patient], radius)
-    places = len(known[query].places)
-    rows.append(
-      {'query': query, 'patient': patient, 'places': places, **shares}
-    )
-  return pd.DataFrame(rows)
-
-
-class _Known(NamedTuple):
-  """The cubes of a patient: corners, anatomy, and rows to compare by method."""
-
-  places: np.ndarray
-  anatomy: np.ndarray
-  described: dict[str, np.ndarray]
-
-
-def _add_whitened(known: Sequence[_Known]) -> None:
-  """Whitens the rows of each method by those of all patients."""
-  for method in (_EMBEDDING, _PIXELS):
-    whitening = _fit_whitening(
-      (one.described[method] for one in known), len(known)
-    )
-    for one in known:
-      one.described[_WHITENED % method] = whitening(one.described[method])
-
-
-def _describe_pixels(path, places, cube_shape) -> np.ndarray:
-  hu = reader.read_scan(path, cube_shape=cube_shape).hu
-  return np.concatenate(
-    [
-      retrieval.describe_pixels(cubes)
-      for cubes in embed.cut_batches(hu, places, cube_shape, _BATCH)
-    ]
-  )
-
-
-def _score_pair(query: _Known, patient: _Known, radius) -> dict[str, float]:
-  choices = {
-    method: retrieval.find_nearest(rows, patient.described[method], 1)[0][:, 0]
-    for method, rows in query.described.items()
-  }
-  _, choices[_SAME_VOXELS] = spatial.KDTree(patient.places).query(query.places)
-  return retrieval.score_choices(
-    query.anatomy, patient.anatomy, choices, radius
-  )
-
-
-def summarise(pairs: pd.DataFrame) -> pd.DataFrame:
-  """Sums up the table of `measure`.
-
-  Args:
-    pairs: of `measure`.
-
-  Returns:
-    A row per method: `found`, its share of all places looked for, and
-    `standard_error`, over the patients that they were looked for from.
-  """
-  methods = list(pairs.columns[3:])
-  weighted = pairs[methods].mul(pairs['places'], axis=0)
-  by_query = (
-    weighted.groupby(pairs['query'])
-    .sum()
-    .div(pairs.groupby('query')['places'].sum(), axis=0)
-  )
-  return pd.DataFrame(
-    {
-      'found': weighted.sum() / pairs['places'].sum(),
-      'standard_error': by_query.sem(),
-    }
-  )
-
-
 def _text(numbers) -> str:
   return ','.join(f'{one:g}' for one in np.round(numbers, 1).tolist())
 
@@ -395,39 +241,19 @@ def _parse_place(scan: embedding_files.EmbeddedScan) -> np.ndarray:
 
 def _check_flags() -> None:
   """Raises UserError for flags that do not go together."""
-  if _MEASURE.value:
-    needed = [_SCANS]
-  else:
-    needed = [_SCAN, *([_SCANS] if _OUTPUT.value else [])]
-  for flag in needed:
-    if flag.value is None:
-      raise errors.UserError(
-        f'--{flag.name} is missing: it is needed'
-        + (' for --measure' if _MEASURE.value else ' to show similar places')
-      )
-  if _OUTPUT.value:
-    wanted = '.csv' if _MEASURE.value else '.png'
-    if os.path.splitext(_OUTPUT.value)[1] != wanted:
-      raise errors.UserError(
-        f'--output is {_OUTPUT.value}, wanted a file that ends in {wanted}'
-      )
+  if _OUTPUT.value is None:
+    return
+  if _SCANS.value is None:
+    raise errors.UserError('--scans is missing: a picture is drawn from them')
+  if os.path.splitext(_OUTPUT.value)[1] != '.png':
+    raise errors.UserError(
+      f'--output is {_OUTPUT.value}, wanted a file that ends in .png'
+    )
 
 
-def _show_pairs() -> None:
-  pairs = measure(_EMBEDDINGS.value, _SCANS.value, _RADIUS.value)
-  if _OUTPUT.value:
-    with output_file.replacing(_OUTPUT.value) as path:
-      pairs.to_csv(path, index=False)
-  percent = '{:.1%}'.format
-  print(pairs.to_string(index=False, float_format=percent))
-  print(
-    f'found within {_RADIUS.value:g} mm, {pairs["places"].sum()} places in'
-    f' {len(pairs)} pairs of patients:'
-  )
-  print(summarise(pairs).to_string(float_format=percent))
-
-
-def _show_similar() -> None:
+def main(argv):
+  del argv
+  _check_flags()
   folder = _EMBEDDINGS.value
   settings = embedding_files.read_settings(folder)
   scan = embedding_files.read_scan(folder, _SCAN.value)
@@ -443,15 +269,6 @@ def _show_similar() -> None:
       figure.savefig(path, format='png', dpi=100)
   print(f'the middle of the nearest cube is {off:.1f} mm away from the place')
   print(table.to_string(index=False, float_format='{:.4g}'.format))
-
-
-def main(argv):
-  del argv
-  _check_flags()
-  if _MEASURE.value:
-    _show_pairs()
-  else:
-    _show_similar()
 
 
 if __name__ == '__main__':

@@ -80,6 +80,25 @@ def test_whitening_of_few_rows_is_finite(count):
   np.testing.assert_array_equal(retrieval.Whitening(same)(same), 0 * same)
 
 
+def test_a_whitening_is_fitted_to_few_of_many_numbers(monkeypatch):
+  monkeypatch.setattr(retrieval, '_FIT_NUMBERS', 60)
+  fitted = []
+  monkeypatch.setattr(retrieval, 'Whitening', fitted.append)
+  rng = np.random.default_rng(5)
+  many, few = rng.normal(size=(100, 3)), rng.normal(size=(4, 3))
+  for _ in range(2):
+    retrieval.fit_whitening(iter([many, few]), 2)
+  one, other = fitted
+  np.testing.assert_array_equal(one, other)
+  chosen, rest = one[:10], one[10:]
+  assert {tuple(row) for row in chosen} < {tuple(row) for row in many}
+  assert {tuple(row) for row in rest} == {tuple(row) for row in few}
+  # Longer rows than there are numbers for: one of each patient.
+  long = rng.normal(size=(5, 99))
+  retrieval.fit_whitening([long, long], 2)
+  assert fitted[-1].shape == (2, 99)
+
+
 def test_choices_are_scored_by_hand():
   wanted = np.array([[0.0, 0, 0], [10, 0, 0], [99, 0, 0]])
   places = np.array([[0.0, 3, 4], [10, 0, 0]])

@@ -3,6 +3,7 @@
 Cubes are rows of numbers here: embeddings of an encoder, or their own pixels.
 """
 
+from collections.abc import Iterable
 from collections.abc import Mapping
 
 import numpy as np
@@ -14,6 +15,10 @@ from transvw_tf2 import schema
 
 # Pixels are compared by their means over 4x4x4 voxels.
 _BLOCK = 4
+
+# A whitening is fitted to so many numbers at most: half a gigabyte, the
+# embeddings of 131,072 cubes by the full network.
+_FIT_NUMBERS = 2**26
 
 RANDOM = 'random'
 BEST_POSSIBLE = 'best possible'
@@ -42,6 +47,22 @@ class Whitening:
   def __call__(self, rows: np.ndarray) -> np.ndarray:
     """Returns float32 (N, D), whitened, of float32 (N, D)."""
     return ((rows - self._mean) @ self._matrix).astype(np.float32)
+
+
+def fit_whitening(described: Iterable[np.ndarray], patients: int) -> Whitening:
+  """Fits a whitening to as many cubes of each patient, always the same ones.
+
+  Args:
+    described: by patient, float32 (N, D) rows of cubes; read one by one.
+    patients: how many there are.
+  """
+  rng = np.random.default_rng(0)
+  numbers = _FIT_NUMBERS // patients
+  chosen = [
+    rng.permutation(rows)[: max(1, numbers // rows.shape[1])]
+    for rows in described
+  ]
+  return Whitening(np.concatenate(chosen))
 
 
 def find_nearest(
