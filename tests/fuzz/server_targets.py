@@ -1,6 +1,7 @@
 """What the server is sent, and the small files of runs, exports and studies."""
 
 import asyncio
+import io
 import json
 import os
 import struct
@@ -70,8 +71,29 @@ def _upload_member(rng, data, name):
   return damage(rng, data)
 
 
+def _pack_again(rng, data):
+  """Packs the members by another method, or with one that is too large."""
+  try:
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+      members = {one: archive.read(one) for one in archive.namelist()}
+  except Exception:  # zipfile raises many kinds for what was damaged before
+    return mutations.random_bytes(rng, data)
+  if rng.integers(2):
+    members['large.raw'] = bytes(2 * _MOST_BYTES)
+  method = mutations.choose(
+    rng, (zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
+  )
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, 'w', method) as archive:
+    for name, content in members.items():
+      archive.writestr(name, content)
+  return file.getvalue()
+
+
 def _upload(rng, data):
   if data[:2] == b'PK':
+    if not rng.integers(8):
+      return _pack_again(rng, data)
     return mutations.zip_members(rng, data, _upload_member)
   if data[:2] == b'\x1f\x8b':
     return scan_targets.nifti_gz(rng, data)
@@ -342,6 +364,14 @@ def _write_rows(folder):
   )
 
 
+_ROWS = files_lib.mutate_with({'': mutations.csv_cells})
+
+
+def _mutate_rows(rng, files):
+  # A study that has not begun has no file.
+  return _ROWS(rng, files) if rng.integers(50) else {}
+
+
 def _read_rows(folder):
   rows = tables.read_rows(os.path.join(folder, 'rows.csv'))
   assert not rows.duplicated(tables.RUN).any()
@@ -375,8 +405,6 @@ def _read_embeddings(folder):
 
 def _parquet(rng, data):
   """Changes the columns of a table, or the bytes of its file."""
-  import io
-
   import pyarrow as pa
   import pyarrow.parquet as pq
 
@@ -525,7 +553,7 @@ TARGETS = (
   _target(
     'rows.csv of a study',
     files_lib.seeds_of(_write_rows),
-    files_lib.mutate_with({'': mutations.csv_cells}),
+    _mutate_rows,
     _read_rows,
     _USER,
     tables,
@@ -546,7 +574,7 @@ TARGETS = (
     embedding_files,
     leaves_out=(
       *('prepare_folder', '_check_same', '_text', 'write_scan', '_to_lists'),
-      *('_write', 'find_paths'),
+      *('_write', 'find_paths', 'check_folder', 'bytes_of'),
     ),
   ),
 )
