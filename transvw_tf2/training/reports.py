@@ -12,6 +12,7 @@ import shutil
 from matplotlib.backends import backend_agg
 import matplotlib.colors
 import matplotlib.figure
+import matplotlib.ticker
 import numpy as np
 from PIL import Image
 from tensorboard.plugins import projector
@@ -294,7 +295,7 @@ def draw_confusion(
     ax=ax,
     label='share of the true word',
     ticks=(0, 0.01, 0.05, 0.2, 0.5, 1),
-    format='{x:.0%}',
+    format=matplotlib.ticker.PercentFormatter(1, decimals=0),
     aspect=30,
   )
   ticks = np.arange(0, count, _tick_step(count))
