@@ -8,9 +8,9 @@ from absl.testing import flagsaver
 import numpy as np
 from PIL import Image
 import pytest
-from sklearn import covariance
 
 from beam_jobs import embedding_files
+from tests.tools import similar_places
 from transvw_tf2 import errors
 from transvw_tf2.models import unet3d
 from transvw_tf2.scans import luna16
@@ -51,20 +51,8 @@ def _folders(tmp_path_factory):
   return scans, output
 
 
-def _read_all(folder):
-  return [
-    embedding_files.read_scan(folder, one)
-    for one in embedding_files.list_scans(folder)
-  ]
-
-
-def _cosine(one, other):
-  one, other = one.astype(float), other.astype(float)
-  return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-
-
 def test_the_nearest_cube_is_the_one_around_the_place(tool, folders):
-  scan = _read_all(folders[1])[0]
+  scan = similar_places.read_all(folders[1])[0]
   for corner, voxel in (
     ((0, 0, 0), (0, 0, 0)),
     ((16, 0, 8), (20, 3, 12)),
@@ -79,7 +67,7 @@ def test_the_nearest_cube_is_the_one_around_the_place(tool, folders):
 
 @pytest.mark.parametrize(('count', 'per_patient'), [(5, 1), (4, 2), (2, 9)])
 def test_similar_places_are_those_of_a_loop(tool, folders, count, per_patient):
-  scans = _read_all(folders[1])
+  scans = similar_places.read_all(folders[1])
   query, row = scans[1], 13
   table = tool.find_similar(
     folders[1], query, row, count, per_patient, whiten=False
@@ -87,7 +75,11 @@ def test_similar_places_are_those_of_a_loop(tool, folders, count, per_patient):
   found = []
   for scan in scans[:1] + scans[2:]:
     every = [
-      (_cosine(query.embeddings[row], one), scan.scan_id, tuple(place))
+      (
+        similar_places.cosine(query.embeddings[row], one),
+        scan.scan_id,
+        tuple(place),
+      )
       for one, place in zip(scan.embeddings, scan.places, strict=True)
     ]
     found += sorted(every, reverse=True)[:per_patient]
@@ -103,21 +95,21 @@ def test_similar_places_are_those_of_a_loop(tool, folders, count, per_patient):
     assert tuple(line[axis] for axis in 'xyz') == want[2]
 
 
-def _whiten(rows):
-  """Whitens by scikit-learn's precision: W W' is what it inverts."""
-  estimate = covariance.OAS().fit(np.asarray(rows, np.float64))
-  return (rows - estimate.location_) @ np.linalg.cholesky(estimate.precision_)
-
-
 def test_whitened_places_are_those_of_a_loop(tool, folders):
-  scans = _read_all(folders[1])
-  whitened = _whiten(np.concatenate([one.embeddings for one in scans]))
+  scans = similar_places.read_all(folders[1])
+  whitened = similar_places.whiten(
+    np.concatenate([one.embeddings for one in scans])
+  )
   whitened = np.split(whitened, len(scans))
   table = tool.find_similar(folders[1], scans[1], 13, 5)
   found = sorted(
     (
       max(
-        (_cosine(whitened[1][13], row), scans[one].scan_id, tuple(place))
+        (
+          similar_places.cosine(whitened[1][13], row),
+          scans[one].scan_id,
+          tuple(place),
+        )
         for row, place in zip(whitened[one], scans[one].places, strict=True)
       )
       for one in (0, 2, 3)
@@ -133,7 +125,7 @@ def test_whitened_places_are_those_of_a_loop(tool, folders):
 
 def test_a_table_and_a_picture(tool, folders, tmp_path, capsys):
   scans, embeddings = folders
-  scan = _read_all(embeddings)[2]
+  scan = similar_places.read_all(embeddings)[2]
   world = scan.geometry.voxel_to_world((24, 24, 12))
   output = str(tmp_path / 'similar.png')
   with flagsaver.flagsaver(
@@ -163,7 +155,7 @@ def test_a_table_and_a_picture(tool, folders, tmp_path, capsys):
 
 def test_the_planes_are_drawn_in_true_proportions(tool, folders):
   scans, embeddings = folders
-  scan = _read_all(embeddings)[0]
+  scan = similar_places.read_all(embeddings)[0]
   table = tool.find_similar(embeddings, scan, 0, 1)
   figure = tool.draw_cubes(table, scans, _CUBE)
   path = luna16.find_scans(scans)[0].path

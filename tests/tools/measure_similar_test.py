@@ -7,9 +7,9 @@ from absl.testing import flagsaver
 import numpy as np
 import pandas as pd
 import pytest
-from sklearn import covariance
 
 from beam_jobs import embedding_files
+from tests.tools import similar_places
 from transvw_tf2 import errors
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import phantom
@@ -53,30 +53,12 @@ def _folders(tmp_path_factory):
   return scans, output
 
 
-def _read_all(folder):
-  return [
-    embedding_files.read_scan(folder, one)
-    for one in embedding_files.list_scans(folder)
-  ]
-
-
-def _cosine(one, other):
-  one, other = one.astype(float), other.astype(float)
-  return one @ other / np.linalg.norm(one) / np.linalg.norm(other)
-
-
-def _whiten(rows):
-  """Whitens by scikit-learn's precision: W W' is what it inverts."""
-  estimate = covariance.OAS().fit(np.asarray(rows, np.float64))
-  return (rows - estimate.location_) @ np.linalg.cholesky(estimate.precision_)
-
-
 def _expected_pairs(scans, embeddings, radius):
   """The table of `measure`, a cube at a time."""
   truths = phantom.load_truth(scans)
   paths = {one.scan_id: one.path for one in luna16.find_scans(scans)}
   cubes = {}
-  for scan in _read_all(embeddings):
+  for scan in similar_places.read_all(embeddings):
     hu = reader.read_scan(paths[scan.scan_id], cube_shape=_CUBE).hu
     cubes[scan.scan_id] = [
       {
@@ -98,7 +80,7 @@ def _expected_pairs(scans, embeddings, radius):
     # Pixels are compared by what they differ in from their mean.
     cube['pixels'] = cube['pixels'] - cube['pixels'].mean()
   for method in ('embedding', 'pixels'):
-    whitened = _whiten(np.array([cube[method] for cube in every]))
+    whitened = similar_places.whiten(np.array([cube[method] for cube in every]))
     for cube, row in zip(every, whitened, strict=True):
       cube[f'{method}, whitened'] = row
   for query, patient in itertools.permutations(sorted(cubes), 2):
@@ -110,7 +92,9 @@ def _expected_pairs(scans, embeddings, radius):
         for other in others
       ]
       for method in _METHODS[:4]:
-        scores = [_cosine(one[method], other[method]) for other in others]
+        scores = [
+          similar_places.cosine(one[method], other[method]) for other in others
+        ]
         right[method].append(near[np.argmax(scores)])
       offsets = [
         np.linalg.norm(one['corner'] - other['corner']) for other in others

@@ -71,7 +71,7 @@ def pool_grid(features, grid: Sequence[int] = (1, 1, 1)):
   """
   # float32 also under mixed precision: means over many voxels.
   features = keras.ops.cast(features, 'float32')
-  if math.prod(grid) == 1:  # of any sides, also unknown ones
+  if tuple(grid) == (1, 1, 1):  # of any sides, also unknown ones
     return keras.ops.mean(features, axis=(1, 2, 3))
   _, z, x, y, channels = features.shape
   check_grid(grid, (x, y, z))
