@@ -208,7 +208,10 @@ def describe_settings(
 def _plan(
   scan_files, encoder, settings, batch_size, folder, options
 ) -> plan.Plan:
-  """Plans the scans that are left; the probe embeds two batches of air."""
+  """Plans the scans that are left; the probe embeds two batches of air.
+
+  Cubes that overlap then take less than the plan says, for they share work.
+  """
   cubes = _estimate_cubes(scan_files, settings)
   needed = embedding_files.bytes_of(
     cubes, len(scan_files), settings.embedding_size

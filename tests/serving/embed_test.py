@@ -122,6 +122,39 @@ def test_embeds_each_cube(model, encoder, batch_size):
   )
 
 
+@pytest.fixture(name='large_encoder', scope='module')
+def _large_encoder(tmp_path_factory):
+  path = str(tmp_path_factory.mktemp('embed') / 'large')
+  network = unet3d.UNet3D(base_filters=2, depth=2)
+  export.export_encoder(network, path, {}, cube_shape=(32, 24, 16))
+  return encoders.load(path, signatures.CUBES)
+
+
+@pytest.mark.parametrize('batch_size', [1, 8])
+def test_cubes_that_overlap_share_work(large_encoder, monkeypatch, batch_size):
+  hu = _scan((66, 49, 34))  # the last cubes along y begin at an odd voxel
+  stride = (8, 6, 4)
+  places = embed.cube_places(hu.shape, (32, 24, 16), stride)
+  batches = embed.cut_batches(hu, places, (32, 24, 16), 8)
+  want = np.concatenate([large_encoder.embed(cubes) for cubes in batches])
+  assert len(want) > 100 and np.ptp(want, axis=0).max() > 1e-3
+  with monkeypatch.context() as patch:
+    patch.setattr(encoders.Encoder, 'embed', None)  # nothing is embedded alone
+    got = embed.embed_scan(large_encoder, hu, stride, batch_size)
+  np.testing.assert_array_equal(got.places, places)
+  np.testing.assert_allclose(
+    got.embeddings, want, atol=1e-5 * np.abs(want).max()
+  )
+
+
+def test_models_without_windows_embed_cubes_alone(large_encoder, monkeypatch):
+  hu = _scan((48, 24, 16))
+  want = embed.embed_scan(large_encoder, hu, (4, 24, 16)).embeddings
+  monkeypatch.delattr(large_encoder.loaded, signatures.EMBED_WINDOWS)
+  got = embed.embed_scan(large_encoder, hu, (4, 24, 16)).embeddings
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 def test_stride_is_the_cube_by_default(encoder):
   result = embed.embed_scan(encoder, _scan((16, 12, 8)))
   assert len(result.places) == 8

@@ -8,6 +8,7 @@ The cubes of a scan, overlapping by --stride, go through the full encoder with
 random weights, the same on all sides:
 
 - ours: serving/embed.py on an exported encoder, as transvw_tf2.embed does;
+  cubes that overlap share the first level (with --stride 64,64,32 none do);
 - pytorch: the encoder in PyTorch: channels_last_3d, inference_mode, batch norm
   fused into the convolutions, the scan scaled once, the same batches, with
   torch.compile where that is faster;

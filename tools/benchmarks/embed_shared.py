@@ -1,4 +1,4 @@
-r"""What it would change if overlapping cubes shared what they compute.
+r"""What it would change if overlapping cubes shared all that they compute.
 
   python tools/benchmark.py embed_shared
   python tools/benchmark.py embed_shared --workdir WORKDIR
@@ -16,9 +16,9 @@ each window in place of zeros. Vectors of two synthetic patients both ways:
   other stays the same, %; by cosine, the mean vector taken off;
 - _time: CPU seconds of the pass and the means; the ratio is to those of cubes.
 
-`embed_shared_first_level` is an exact way: the share of the full encoder's
-operations that are spent on voxels of the first level which no zero reaches, so
-that cubes could share them; the rest would have to be computed in shells.
+`embed_shared_first_level` is the share of the full encoder's operations that go
+into voxels of the first level which no zero reaches: these cubes do share, see
+models/sliding_windows.
 The network is that of --workdir, or a small one with random weights.
 """
 
@@ -181,7 +181,7 @@ def _neighbours(vectors):
 
 
 def count_first_level(cube) -> float:
-  """Returns the share of operations whose results cubes could share exactly."""
+  """Returns the share of operations whose results cubes share exactly."""
   first, second = list(network_flops.count_layers(True, size=cube, **_FULL))[:2]
   # A zero reaches one voxel further with each convolution.
   shared = 0.0

@@ -21,20 +21,21 @@ def to_outer(features):
   return keras.ops.transpose(features, (0, 2, 3, 1, 4))
 
 
-def convolve(features, kernel):
-  """Convolves ('same') features as they are between blocks.
+def convolve(features, kernel, padding: str = 'same'):
+  """Convolves features as they are between blocks.
 
   Args:
     features: float (B, Z, X, Y, in).
     kernel: float (kx, ky, kz, in, out).
+    padding: 'same', zeros around the features, or 'valid', none.
 
   Returns:
-    float (B, Z, X, Y, out).
+    float (B, Z, X, Y, out); Z, X and Y are less where nothing is padded.
   """
   return keras.ops.conv(
     features,
     inner_kernel(kernel),
-    padding='same',
+    padding=padding,
     data_format='channels_last',
   )
 

@@ -98,9 +98,23 @@ class Encoder(keras.layers.Layer):
       if level:
         skips.append(features)
         features = self.pool(features)
-      features = self.conv_blocks[2 * level](features, training=training)
-      features = self.conv_blocks[2 * level + 1](features, training=training)
+      features = self._run_level(level, features, training)
     return features, skips
+
+  def finish(self, pooled):
+    """Maps the pooled features of the first level to the bottleneck.
+
+    Batch norm is by moving statistics; axes are those of blocks.
+    """
+    features = self._run_level(1, pooled)
+    for level in range(2, self.depth):
+      features = self._run_level(level, self.pool(features))
+    return features
+
+  def _run_level(self, level, features, training=None):
+    for block in self.conv_blocks[2 * level : 2 * level + 2]:
+      features = block(features, training=training)
+    return features
 
   def compute_output_shape(self, cubes_shape):
     x, y, z = cubes_shape[1:4]

@@ -13,6 +13,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import output_file
 from transvw_tf2.scans import reader
 from transvw_tf2.serving import encoders
+from transvw_tf2.serving import overlap
 from transvw_tf2.serving import signatures
 
 
@@ -68,10 +69,7 @@ def cube_places(
       f'stride is {_comma(stride)}, wanted three integers from 1,1,1 to '
       f'{_comma(cube_shape)}: a larger one would leave gaps'
     )
-  corners = []
-  for voxels, side, step in zip(size, cube_shape, stride, strict=True):
-    last = voxels - side
-    corners.append(np.r_[np.arange(0, last, step), last])
+  corners = _grid_corners(size, cube_shape, stride)
   count = math.prod(map(len, corners))
   if most is not None and count > most:
     raise errors.UserError(
@@ -80,6 +78,15 @@ def cube_places(
     )
   grid = np.meshgrid(*corners, indexing='ij')
   return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.int32)
+
+
+def _grid_corners(size, cube_shape, stride) -> list[np.ndarray]:
+  """Returns corners along x, y and z, int64 (N,); see `cube_places`."""
+  corners = []
+  for voxels, side, step in zip(size, cube_shape, stride, strict=True):
+    last = voxels - side
+    corners.append(np.r_[np.arange(0, last, step), last])
+  return corners
 
 
 def cut_batches(
@@ -108,11 +115,13 @@ def embed_scan(
 ) -> ScanEmbedding:
   """Embeds all of a scan.
 
+  Cubes that overlap share what they have in common, see models/sliding_windows.
+
   Args:
     encoder: from encoders.load, of cubes.
     hu: int16 [x, y, z], HU.
     stride: voxels between cubes along x, y and z; the cube itself by default.
-    batch_size: cubes per call of the encoder.
+    batch_size: cubes that the encoder computes at once.
 
   Returns:
     Embeddings of the cubes, their places and their mean.
@@ -125,18 +134,41 @@ def embed_scan(
     raise errors.UserError(
       f'batch_size is {batch_size}, wanted at least 1: change --batch_size'
     )
-  cube_shape = encoder.shape
-  places = cube_places(hu.shape, cube_shape, stride or cube_shape)
+  stride = stride or encoder.shape
+  places = cube_places(hu.shape, encoder.shape, stride)
+  corners = _grid_corners(hu.shape, encoder.shape, stride)
+  boxes = overlap.cut_boxes(corners, encoder.shape, batch_size)
+  if encoder.has_windows and overlap.saves_work(boxes, corners, encoder.shape):
+    parts = _embed_boxes(encoder, hu, corners, boxes)
+  else:
+    parts = _embed_batches(encoder, hu, places, batch_size)
   embeddings = np.empty((len(places), encoder.embedding_size), np.float32)
   done = 0
-  for cubes in cut_batches(hu, places, cube_shape, batch_size):
-    embeddings[done : done + len(cubes)] = encoder.embed(cubes)
-    done += len(cubes)
+  for numbers, part in parts:
+    embeddings[numbers] = part
+    done += len(part)
     logging.log_every_n_seconds(
       logging.INFO, 'embedded %d of %d cubes', 10, done, len(places)
     )
   mean = embeddings.mean(axis=0, dtype=np.float64).astype(np.float32)
   return ScanEmbedding(places=places, embeddings=embeddings, mean=mean)
+
+
+def _embed_batches(encoder, hu, places, batch_size) -> Iterator[tuple]:
+  """Yields numbers of cubes and their embeddings."""
+  done = 0
+  for cubes in cut_batches(hu, places, encoder.shape, batch_size):
+    yield slice(done, done + len(cubes)), encoder.embed(cubes)
+    done += len(cubes)
+
+
+def _embed_boxes(encoder, hu, corners, boxes) -> Iterator[tuple]:
+  """Yields numbers of cubes and their embeddings, a box at a time."""
+  grid = tuple(map(len, corners))
+  for box in boxes:
+    starts = [one[group] for one, group in zip(corners, box, strict=True)]
+    numbers = np.ravel_multi_index(np.ix_(*box), grid).ravel()
+    yield numbers, encoder.embed_windows(hu, starts)
 
 
 def write_npz(path: str, embedding: ScanEmbedding) -> None:

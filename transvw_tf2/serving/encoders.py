@@ -1,6 +1,7 @@
 """Loads exported encoders."""
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import dataclasses
 import os
 
@@ -38,6 +39,31 @@ class Encoder:
     """Maps int16 (B, x, y, z), HU, to float32 (B, embedding_size)."""
     volumes = {self.volumes: tf.constant(hu[..., np.newaxis])}
     return self.function(**volumes)[signatures.EMBEDDING].numpy()
+
+  @property
+  def has_windows(self) -> bool:
+    """Whether there is `embed_windows`; models exported earlier lack it."""
+    return hasattr(self.loaded, signatures.EMBED_WINDOWS)
+
+  def embed_windows(
+    self, hu: np.ndarray, corners: Sequence[np.ndarray]
+  ) -> np.ndarray:
+    """Embeds cubes of a grid that share their work.
+
+    Args:
+      hu: int16 [x, y, z], HU, of a scan.
+      corners: along each axis, see models.sliding_windows.embed_windows.
+
+    Returns:
+      float32 (cubes, embedding_size), in [x, y, z] C order.
+    """
+    box = tuple(
+      slice(starts[0], starts[-1] + side)
+      for starts, side in zip(corners, self.shape, strict=True)
+    )
+    inside = [tf.constant(one - one[0], tf.int32) for one in corners]
+    function = getattr(self.loaded, signatures.EMBED_WINDOWS)
+    return function(tf.constant(hu[box]), *inside).numpy()
 
 
 def load(path: str, volumes: str) -> Encoder:

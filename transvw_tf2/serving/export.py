@@ -24,6 +24,7 @@ import tensorflow as tf
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.models import blocks
+from transvw_tf2.models import sliding_windows
 from transvw_tf2.scans import thumbnail
 from transvw_tf2.serving import signatures
 from transvw_tf2.training import checkpoints
@@ -99,6 +100,30 @@ def make_functions(
     signatures.EMBED_BYTES: embed_bytes,
     **{head: _make_head(model, head, floats) for head in heads},
   }
+
+
+def _can_share(model, shape) -> bool:
+  """Returns whether cubes have anything in common with others."""
+  # With statistics of the batch even their insides differ.
+  return (
+    not getattr(model, 'batch_statistics', False)
+    and min(shape) >= sliding_windows.LEAST_SIDE
+  )
+
+
+def _make_windows(model, shape, pooling_grid):
+  """Returns the function signatures.EMBED_WINDOWS."""
+  corners = [tf.TensorSpec((None,), tf.int32) for _ in range(3)]
+  volume = tf.TensorSpec((None, None, None), tf.int16)
+
+  @tf.function(input_signature=[volume, *corners])
+  def embed_windows(hu, *corners):
+    return sliding_windows.embed_windows(
+      *(model.encoder, _scale(tf.cast(hu, tf.float32)), corners, shape),
+      grid=pooling_grid,
+    )
+
+  return embed_windows
 
 
 def _make_head(model, head, floats):
@@ -311,6 +336,9 @@ def _export(
   module = tf.Module()
   # What is tracked is written: of the network only what the signatures read.
   module.weights = _read_variables(folded, functions)
+  if volumes == signatures.CUBES and _can_share(folded, shape):
+    windows = _make_windows(folded, shape, pooling_grid)
+    setattr(module, signatures.EMBED_WINDOWS, windows)
   metadata = {
     'format_version': signatures.METADATA_VERSION,
     'axes': ['x', 'y', 'z'],

@@ -15,6 +15,11 @@ CLASSIFY_WORD = 'classify_word'  # `probabilities` float32 (B, words)
 PREDICT = 'predict'  # `probabilities` float32 (B, classes)
 SEGMENT = 'segment'  # `probabilities` float32 (B, X, Y, Z, channels)
 
+# No signature, for it has no batch: a function of the loaded SavedModel. Maps
+# int16 (X, Y, Z), HU, and int32 corners along x, y and z to float32 embeddings
+# of the cubes of a grid, see models/sliding_windows.
+EMBED_WINDOWS = 'embed_windows'
+
 CUBES = 'cubes'
 THUMBNAILS = 'thumbnails'
 BYTES = 'bytes'
