@@ -95,3 +95,21 @@ def test_bfloat16_is_as_near_as_alone():
 def test_refuses_cubes_that_do_not_fit_the_network():
   with pytest.raises(ValueError, match='multiples of 4'):
     _embed_together(_make_network(3), _draw((8, 8, 8)), [[0]] * 3, (8, 8, 6))
+
+
+@pytest.mark.parametrize(
+  ('starts', 'match'),
+  [
+    ([0, 3], 'all odd or all even'),
+    ([4, 2], 'ascending'),
+    ([2, 2], 'ascending'),
+    ([-2, 0], 'inside of'),
+    ([0, 6], 'inside of'),
+  ],
+)
+@pytest.mark.parametrize('axis', [0, 1, 2])
+def test_refuses_corners_that_would_give_other_vectors(starts, match, axis):
+  corners = [[0], [0], [0]]
+  corners[axis] = starts
+  with pytest.raises(tf.errors.InvalidArgumentError, match=match):
+    _embed_together(_make_network(2), _draw((12, 12, 12)), corners, (8, 8, 8))

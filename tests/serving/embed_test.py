@@ -147,6 +147,15 @@ def test_cubes_that_overlap_share_work(large_encoder, monkeypatch, batch_size):
   )
 
 
+def test_windows_of_a_loaded_model(large_encoder):
+  hu = _scan((34, 24, 22))
+  # As the README calls it.
+  got = large_encoder.loaded.embed_windows(hu, [0, 2], [0], [0, 4, 6])
+  cubes = [hu[x : x + 32, :, z : z + 16] for x in (0, 2) for z in (0, 4, 6)]
+  want = large_encoder.embed(np.stack(cubes))
+  np.testing.assert_allclose(got, want, atol=1e-5 * np.abs(want).max())
+
+
 def test_models_without_windows_embed_cubes_alone(large_encoder, monkeypatch):
   hu = _scan((48, 24, 16))
   want = embed.embed_scan(large_encoder, hu, (4, 24, 16)).embeddings

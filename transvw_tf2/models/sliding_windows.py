@@ -103,8 +103,19 @@ def embed_windows(
 
   Returns:
     float32 (Nx * Ny * Nz, parts * embedding size), in [x, y, z] C order.
+
+  Raises:
+    ValueError: the cubes do not fit the network.
+    tf.errors.InvalidArgumentError: corners are not as above, or a cube does not
+      lie in the volume.
   """
   blocks.check_cubes_shape((None, *cube_shape, 1), encoder.depth)
+  corners = [
+    _check_corners(starts, side, length)
+    for starts, side, length in zip(
+      corners, cube_shape, tf.unstack(tf.shape(volume)), strict=True
+    )
+  ]
   box = tuple(
     slice(starts[0], starts[-1] + side)
     for starts, side in zip(corners, cube_shape, strict=True)
@@ -132,6 +143,23 @@ def embed_windows(
     parallel_iterations=1,  # each takes all cores, and memory
   )
   return tf.reshape(embeddings, (-1, embeddings.shape[-1]))
+
+
+def _check_corners(corners, side, length):
+  """Returns the corners along an axis once they have been checked."""
+  steps = corners[1:] - corners[:-1]
+  ordered = tf.debugging.Assert(
+    tf.reduce_all(steps > 0) & tf.reduce_all(steps % 2 == 0),
+    ['corners: wanted ascending, all odd or all even, got', corners],
+  )
+  with tf.control_dependencies([ordered]):
+    inside = tf.debugging.Assert(
+      (tf.reduce_min(corners) >= 0) & (tf.reduce_max(corners) + side <= length),
+      ['corners: wanted cubes inside of', length, 'voxels, got', corners],
+    )
+  # Without this an operation that such corners break may come first.
+  with tf.control_dependencies([inside]):
+    return tf.identity(corners)
 
 
 def _run_first_level(encoder, box, x: _Axis, y: _Axis, z: _Axis):
