@@ -23,8 +23,9 @@ NAMESPACE = 'transvw'
 # what Beam adds to it.
 _OWN_ERROR = re.compile(r'^transvw_tf2\.[\w.]+: (.+)$', re.MULTILINE)
 _ADDED = re.compile(r' \[while running .*')
-# What gRPC says of a process that is not there, or no longer.
-_LOST = re.compile(r'details = "(.*)"')
+# What gRPC says of a process that is not there, or no longer; or Beam's engine,
+# if it is the first to see that.
+_LOST = re.compile(r'details = "(.*)"|(Channel closed prematurely)')
 # What a disk says that is full, or broken, or cannot be written.
 _OF_THE_DISK = (
   *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG),
@@ -122,7 +123,7 @@ def _explain(error: Exception) -> str:
     return f'Beam options do not fit: {error}'
   found = _LOST.findall(text)
   if found or isinstance(error, grpc.FutureTimeoutError):
-    reason = found[-1] if found else 'no answer'
+    reason = ''.join(found[-1]) if found else 'no answer'
     return (
       f"Beam's job service or a worker cannot be reached ({reason}); see what"
       ' it wrote, and check --job_endpoint and --environment_config'

@@ -2,6 +2,7 @@
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
+from apache_beam.runners import runner as beam_runner
 from apache_beam.runners.portability import fn_api_runner
 import pytest
 
@@ -73,6 +74,25 @@ def test_an_engine_that_is_not_there_is_one_line(more):
   options = pipeline_options.PipelineOptions(['--runner=PortableRunner', *more])
   with pytest.raises(errors.UserError, match=r'^Beam[^\n]*--job_endpoint'):
     pipelines.run(beam.Create([0]), options=options)
+
+
+def test_an_engine_that_lost_a_worker_is_one_line():
+  """What a portable engine says if it sees the loss before gRPC tells it."""
+
+  class Engine(beam_runner.PipelineRunner):
+    def run_pipeline(self, pipeline, options):
+      raise RuntimeError(
+        'Pipeline job-1 failed in state FAILED: Error running pipeline.\n'
+        'Traceback (most recent call last):\n'
+        '  File "data_plane.py", line 594, in input_elements\n'
+        'RuntimeError: Channel closed prematurely.\n'
+      )
+
+  with pytest.raises(
+    errors.UserError,
+    match=r'^Beam[^\n]*a worker[^\n]*Channel closed prematurely[^\n]*$',
+  ):
+    pipelines.run(beam.Create([0]), runner=Engine())
 
 
 def test_what_a_worker_refuses_is_told_as_it_is():
