@@ -26,13 +26,13 @@ from transvw_tf2.models import unet3d
 # A zero outside of a cube reaches one voxel further with each convolution.
 _REACH = 2
 # Voxels that what lies in reach is computed from; the least side of a cube.
-_SEEN = 2 * _REACH
-LEAST_SIDE = _SEEN
+_CONTEXT = 2 * _REACH
+LEAST_SIDE = _CONTEXT
 # Voxels of zeros between two pieces: one would do, but the pieces have to begin
 # at even places, for they are halved.
 _GAP = 2
 # What a cube costs beyond the voxels of the box, along each axis.
-EXTRA_VOXELS = 2 * _SEEN + _GAP
+EXTRA_VOXELS = 2 * _CONTEXT + _GAP
 # Voxels along z whose features of the first level exist at once; even.
 _ROWS = 16
 
@@ -62,8 +62,8 @@ def _make_axis(corners, side: int) -> _Axis:
   count = tf.size(corners)
   length = corners[-1] + side
   gap = tf.fill((_GAP,), -1)
-  first = corners[1:, tf.newaxis] + tf.range(_SEEN)
-  last = corners[:-1, tf.newaxis] + tf.range(side - _SEEN, side)
+  first = corners[1:, tf.newaxis] + tf.range(_CONTEXT)
+  last = corners[:-1, tf.newaxis] + tf.range(side - _CONTEXT, side)
   gaps = tf.fill((count - 1, _GAP), -1)
   pieces = tf.reshape(tf.concat([first, last, gaps], axis=1), (-1,))
   voxels = tf.concat([gap, tf.range(length), gap, pieces], axis=0)
@@ -71,7 +71,7 @@ def _make_axis(corners, side: int) -> _Axis:
   # that the box begins at 0 and the pieces behind the second.
   inner = corners[:, tf.newaxis] // 2 + tf.range(side // 2)
   begin = (length + _GAP + EXTRA_VOXELS * tf.range(count - 1)) // 2
-  end = begin + (2 * _SEEN - _REACH) // 2
+  end = begin + (2 * _CONTEXT - _REACH) // 2
   windows = tf.concat(
     [
       tf.concat([inner[:1, 0], begin], axis=0)[:, tf.newaxis],
@@ -164,7 +164,7 @@ def _check_corners(corners, side, length):
 
 def _run_first_level(encoder, box, x: _Axis, y: _Axis, z: _Axis):
   """Returns the pooled first level, (Z', X', Y', channels), of three axes."""
-  places = tf.shape(z.voxels)[0] - _SEEN
+  places = tf.shape(z.voxels)[0] - _CONTEXT
   count = -(-places // _ROWS)
   padding = count * _ROWS - places
   z_voxels = tf.pad(z.voxels, [[0, padding]], constant_values=-1)
@@ -172,7 +172,7 @@ def _run_first_level(encoder, box, x: _Axis, y: _Axis, z: _Axis):
   box = tf.transpose(box, (2, 0, 1))
 
   def run_rows(start):
-    voxels = z_voxels[start : start + _ROWS + _SEEN]
+    voxels = z_voxels[start : start + _ROWS + _CONTEXT]
     inside = tf.logical_and((voxels >= 0)[:, tf.newaxis, tf.newaxis], plane)
     part = box
     for axis, index in enumerate((voxels, x.voxels, y.voxels)):
