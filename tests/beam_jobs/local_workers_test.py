@@ -42,6 +42,7 @@ class _KillWorkerFn(beam.DoFn):
 @pytest.mark.filterwarnings(
   'ignore::pytest.PytestUnhandledThreadExceptionWarning'
 )
+@pytest.mark.long
 def test_a_killed_worker_is_one_line():
   """Beam alone waits for ever."""
   start = time.monotonic()
