@@ -69,7 +69,10 @@ def cube_places(
       f'stride is {_comma(stride)}, wanted three integers from 1,1,1 to '
       f'{_comma(cube_shape)}: a larger one would leave gaps'
     )
-  corners = _grid_corners(size, cube_shape, stride)
+  corners = []
+  for voxels, side, step in zip(size, cube_shape, stride, strict=True):
+    last = voxels - side
+    corners.append(np.r_[np.arange(0, last, step), last])
   count = math.prod(map(len, corners))
   if most is not None and count > most:
     raise errors.UserError(
@@ -78,15 +81,6 @@ def cube_places(
     )
   grid = np.meshgrid(*corners, indexing='ij')
   return np.stack(grid, axis=-1).reshape(-1, 3).astype(np.int32)
-
-
-def _grid_corners(size, cube_shape, stride) -> list[np.ndarray]:
-  """Returns corners along x, y and z, int64 (N,); see `cube_places`."""
-  corners = []
-  for voxels, side, step in zip(size, cube_shape, stride, strict=True):
-    last = voxels - side
-    corners.append(np.r_[np.arange(0, last, step), last])
-  return corners
 
 
 def cut_batches(
@@ -134,9 +128,8 @@ def embed_scan(
     raise errors.UserError(
       f'batch_size is {batch_size}, wanted at least 1: change --batch_size'
     )
-  stride = stride or encoder.shape
-  places = cube_places(hu.shape, encoder.shape, stride)
-  corners = _grid_corners(hu.shape, encoder.shape, stride)
+  places = cube_places(hu.shape, encoder.shape, stride or encoder.shape)
+  corners = [np.unique(along) for along in places.T]
   boxes = overlap.cut_boxes(corners, encoder.shape, batch_size)
   if encoder.has_windows and overlap.saves_work(boxes, corners, encoder.shape):
     parts = _embed_boxes(encoder, hu, corners, boxes)
