@@ -16,6 +16,7 @@ from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.models import word_classifier
 from transvw_tf2.serving import export
+from transvw_tf2.serving import functions
 from transvw_tf2.training import checkpoints
 
 _CUBE = (6, 8, 4)
@@ -65,7 +66,7 @@ def _exported(model, tmp_path_factory):
 
 
 def _export(model, path, **kwargs):
-  kwargs = {'heads': export.find_heads(model, _CUBE)} | kwargs
+  kwargs = {'heads': functions.find_heads(model, _CUBE)} | kwargs
   export.export_encoder(model, path, {}, cube_shape=_CUBE, **kwargs)
 
 
@@ -122,7 +123,7 @@ def _shapes_without_batch_norm(model):
   ],
 )
 def test_a_network_has_heads_for_its_parts(make, want):
-  assert export.find_heads(make(), _CUBE) == want
+  assert functions.find_heads(make(), _CUBE) == want
 
 
 def test_heads_and_encoder_equal_the_keras_model(model, exported):
