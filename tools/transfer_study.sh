@@ -7,7 +7,8 @@
 # Pre-trains on some patients by words, by restoration and by both, fine-tunes
 # from each and from scratch on others, and leaves tables and plots in
 # OUT/study. Some hours on two CPU cores; the same command again goes on where it
-# was stopped. The variables below can be set from outside.
+# was stopped. The variables below can be set from outside; FLAGS are any of
+# tools/make_phantom.py and count more than the rest.
 set -euo pipefail
 mkdir -p "$1"
 OUT="$(cd "$1" && pwd)"
@@ -20,16 +21,24 @@ fi
 source "$(dirname "$0")/venv.sh"
 
 : "${PATIENTS:=120}"        # to pre-train on
+: "${PATIENT_FLAGS:=}"      # how they are made
 : "${TARGET_PATIENTS:=100}"  # of the target tasks: 50 train, 20 validation
+: "${TARGET_FLAGS:=}"
+: "${EXTENT:=48,48,40}"     # of the cubes of the target tasks, mm
 : "${DIAMETER:=5,16}"      # of the nodules of the target tasks, mm
 : "${WORDS:=32}"
 : "${VALIDATION_INSTANCES:=8}"  # a word
 : "${PRETRAINING_EPOCHS:=5}"
+: "${WORDS_EPOCHS:=$PRETRAINING_EPOCHS}"  # of words only
+: "${BOTH_EPOCHS:=$PRETRAINING_EPOCHS}"   # of both
 : "${CROP:=None}"           # of pre-training, such as '(32, 32, 16)'
+: "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
+: "${BOTH_FROM:=}"          # words: both goes on from the encoder of words
 : "${CANDIDATE_EPOCHS:=8}"
 : "${NODULE_EPOCHS:=18}"
 : "${SEEDS:=5}"
 : "${FRACTIONS:=0.1,0.5,1}"
+: "${NODULE_MIRROR:=}"      # axes along which cubes of nodules are mirrored
 : "${FILTERS:=4}"           # of the first convolution
 
 _make_patients() {
@@ -45,31 +54,37 @@ _build() {
 }
 
 _pretrain() {
-  local name="$1" file="$2" task="$3"
+  local name="$1" file="$2" task="$3" epochs="$4" crop="$5"
+  shift 5
   python -m transvw_tf2.train --gin_file "gin/runs/$file.gin" \
     --gin_param "visual_word_net.base_filters = $FILTERS" \
     --gin_param "word_classifier.base_filters = $FILTERS" \
     --gin_param "unet3d.base_filters = $FILTERS" \
-    --gin_param "$task.crop = $CROP" \
+    --gin_param "$task.crop = $crop" \
     --gin_param 'train.batch_size = 8' \
-    --gin_param "train.epochs = $PRETRAINING_EPOCHS" \
-    --data "$OUT/data/transvw_luna16" --workdir "$OUT/$name"
+    --gin_param "train.epochs = $epochs" \
+    --data "$OUT/data/transvw_luna16" --workdir "$OUT/$name" "$@"
 }
 
-_make_patients patients --scans "$PATIENTS" --seed 401
+# Without quotes: spaces part the flags.
+_make_patients patients --scans "$PATIENTS" --seed 401 $PATIENT_FLAGS
 _make_patients target_patients --scans "$TARGET_PATIENTS" --seed 403 \
-  --diameter "$DIAMETER"
+  --diameter "$DIAMETER" $TARGET_FLAGS
 _build transvw_luna16 patients "{\"name\": \"study\", \"words\": $WORDS,
   \"instances\": 32, \"frame\": \"lung\", \"seed\": 401,
   \"validation_instances\": $VALIDATION_INSTANCES}"
-CUBE='"cube_shape": [24, 24, 16], "extent_mm": [48, 48, 40]'
+CUBE='"cube_shape": [24, 24, 16], "extent_mm": ['"$EXTENT"']'
 _build luna16_nodules target_patients "{\"name\": \"candidates\", $CUBE,
   \"task\": \"false_positive_reduction\", \"negatives_per_positive\": null}"
 _build luna16_nodules target_patients "{\"name\": \"nodules\", $CUBE,
   \"task\": \"nodule_segmentation\", \"jitter_mm\": 8}"
-_pretrain words words_only NameWords
-_pretrain restoration restoration_only Restore
-_pretrain both quickstart Pretrain
+_pretrain words words_only NameWords "$WORDS_EPOCHS" "$WORDS_CROP"
+_pretrain restoration restoration_only Restore "$PRETRAINING_EPOCHS" "$CROP"
+START=()
+if [ -n "$BOTH_FROM" ]; then
+  START=(--gin_param "train.start_from = '$OUT/$BOTH_FROM'")
+fi
+_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$CROP" "${START[@]}"
 python tools/transfer_study.py --output "$OUT/study" \
   --data "candidates=$OUT/data/luna16_nodules/candidates" \
   --data "nodules=$OUT/data/luna16_nodules/nodules" \
@@ -86,4 +101,5 @@ python tools/transfer_study.py --output "$OUT/study" \
   --gin_param 'candidates:train.learning_rate = 4e-3' \
   --gin_param 'candidates:Classification.mirror = "xyz"' \
   --gin_param "nodules:train.epochs = $NODULE_EPOCHS" \
+  --gin_param "nodules:Segmentation.mirror = '$NODULE_MIRROR'" \
   --gin_param 'nodules:train.learning_rate = 3e-3'

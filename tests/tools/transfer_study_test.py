@@ -162,7 +162,10 @@ def test_processes_that_had_their_share_are_replaced(study, tmp_path):
 def test_the_script_goes_from_scans_to_plots(tmp_path):
   small = {
     'PATIENTS': '24',
+    'PATIENT_FLAGS': '--nodules 1,2',
     'TARGET_PATIENTS': '20',
+    'BOTH_FROM': 'words',
+    'NODULE_MIRROR': 'xy',
     'WORDS': '3',
     'PRETRAINING_EPOCHS': '1',
     'CANDIDATE_EPOCHS': '1',
@@ -185,3 +188,10 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
   assert set(rows['init']) == {'scratch', 'words', 'restoration', 'both'}
   assert len(rows) == 8
   assert (tmp_path / 'study' / 'fractions.png').exists()
+  config = (tmp_path / 'both' / 'operative_config.gin').read_text()
+  # Long values stand on a line of their own.
+  assert f"train.start_from = '{tmp_path}/words'" in config.replace(
+    '\\\n    ', ''
+  )
+  lines = (tmp_path / 'patients' / 'annotations.csv').read_text().splitlines()
+  assert len(lines) - 1 <= 2 * 24
