@@ -100,6 +100,7 @@ python tools/transfer_study.py --output "$OUT/study" \
   --gin_param "candidates:train.epochs = $CANDIDATE_EPOCHS" \
   --gin_param 'candidates:train.learning_rate = 4e-3' \
   --gin_param 'candidates:Classification.mirror = "xyz"' \
+  --gin_param 'candidates:train.best_metric = "auc"' \
   --gin_param "nodules:train.epochs = $NODULE_EPOCHS" \
   --gin_param "nodules:Segmentation.mirror = '$NODULE_MIRROR'" \
   --gin_param 'nodules:train.learning_rate = 3e-3'

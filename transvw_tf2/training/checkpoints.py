@@ -2,7 +2,7 @@
 
 WORKDIR/model.json            the model's configuration, settings of the run
 WORKDIR/checkpoints/latest/   everything a resumed run needs, the last few
-WORKDIR/checkpoints/best/     the weights with the lowest validation loss
+WORKDIR/checkpoints/best/     the weights of the best epoch, train.best_metric
 """
 
 from collections.abc import Sequence
@@ -39,14 +39,15 @@ class Progress(tf.train.experimental.PythonState):
     step: steps done of the epoch that has begun.
     sums: of each loss over those steps.
     val_loss: of the last complete epoch.
-    best_val_loss: lowest so far.
+    best: the best value of train.best_metric so far; what should rise counts
+      negative.
     accumulation: parts into which the batch of a replica is divided, more than
       asked for where the device had too little memory.
     seconds: of all calls together.
   """
 
   _FIELDS = (
-    *('epoch', 'step', 'sums', 'val_loss', 'best_val_loss'),
+    *('epoch', 'step', 'sums', 'val_loss', 'best'),
     *('accumulation', 'seconds'),
   )
 
@@ -55,7 +56,7 @@ class Progress(tf.train.experimental.PythonState):
     self.step = 0
     self.sums: dict[str, float] = {}
     self.val_loss = float('inf')
-    self.best_val_loss = float('inf')
+    self.best = float('inf')
     self.accumulation = 1
     self.seconds = 0.0
 
@@ -64,7 +65,8 @@ class Progress(tf.train.experimental.PythonState):
 
   def deserialize(self, string_value: str) -> None:
     for name, value in json.loads(string_value).items():
-      setattr(self, name, value)
+      # Runs begun before train.best_metric saved it as their best loss.
+      setattr(self, 'best' if name == 'best_val_loss' else name, value)
 
 
 class Checkpoints:

@@ -205,21 +205,23 @@ class _Loop:
     }
     # First, for a row that is there too early is dropped on resuming.
     self._reports.write_epoch(epoch, values)
-    self._end_epoch(epoch, validated['loss'], rate)
+    self._end_epoch(epoch, validated, rate)
     if run.is_chief and epoch % self._settings.picture_epochs == 0:
       self._draw(epoch, totals)
     speed_text = f'{speed:.2f} {run.data.volume}s/s'
     print(_epoch_line(epoch, trained, validated, speed_text), flush=True)
 
-  def _end_epoch(self, epoch, val_loss, rate):
-    """Takes the validation loss of an epoch and saves."""
-    run, progress = self._run, self._progress
+  def _end_epoch(self, epoch, validated, rate):
+    """Takes the validation metrics of an epoch and saves."""
+    run, progress, val_loss = self._run, self._progress, validated['loss']
+    value = self._settings.falling_metric(validated)
     progress.epoch, progress.step, progress.sums = epoch, 0, {}
     progress.val_loss = val_loss
     run.optimizer.learning_rate = run.schedule.next_rate(rate, epoch, val_loss)
     run.early_stopping.update(val_loss)
-    if val_loss < progress.best_val_loss:
-      progress.best_val_loss = val_loss
+    # The first also where a metric is not defined, such as an AUC of one class.
+    if epoch == 1 or value < progress.best:
+      progress.best = value
       run.checkpoints.save_best(epoch)
     self._save_latest()
 
