@@ -19,7 +19,6 @@ from transvw_tf2.training import interruption
 from transvw_tf2.training import loop
 from transvw_tf2.training import reports
 from transvw_tf2.training import schedules
-from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import tasks
 
 
@@ -96,45 +95,46 @@ def test_best_is_the_epoch_with_the_lowest_validation_loss(run):
   assert checkpoints.load_model(str(workdir), 'latest')[1]['epoch'] == 3
 
 
-def test_best_can_be_the_epoch_with_the_highest_accuracy(
-  tmp_path, strategy, data_dir
-):
-  rows = _train(tmp_path, strategy, data_dir, epochs=3, best_metric='accuracy')
-  accuracies = [row['validation/accuracy'] for row in rows]
-  _, metadata = checkpoints.load_model(str(tmp_path), 'best')
-  assert metadata['epoch'] == 1 + int(np.argmax(accuracies))
-
-
-def test_refuses_a_best_metric_that_the_task_lacks(
-  tmp_path, strategy, data_dir
-):
-  with pytest.raises(errors.UserError, match=r"'auc'.* wanted one of loss"):
-    _train(tmp_path, strategy, data_dir, epochs=1, best_metric='auc')
-
-
 @pytest.mark.parametrize(
-  ('metric', 'value', 'want'),
-  [
-    ('loss', 0.3, 0.3),
-    ('auc', 0.9, -0.9),
-    ('auc', float('nan'), float('inf')),
-    ('loss', float('nan'), float('inf')),
-  ],
+  ('metric', 'want'), [('loss', 1), ('accuracy', 2), (None, 1)]
 )
-def test_falling_metric(metric, value, want):
-  made = settings_lib.Settings(best_metric=metric)
-  assert made.falling_metric({'loss': 0.5, metric: value}) == want
+def test_best_by_another_metric(
+  tmp_path, monkeypatch, strategy, data_dir, metric, want
+):
+  accuracies = [0.2, 0.8, 0.5] if metric else [float('nan')] * 3
+  found = zip([0.1, 0.2, 0.3], accuracies, strict=True)
+
+  def validate(self):
+    loss, accuracy = next(found)
+    return {'loss': loss, 'accuracy': accuracy}, {}
+
+  monkeypatch.setattr(loop._Loop, '_validate', validate)
+  _train(
+    tmp_path,
+    strategy,
+    data_dir,
+    epochs=3,
+    best_metric=metric or 'accuracy',
+    picture_epochs=4,
+  )
+  assert checkpoints.load_model(str(tmp_path), 'best')[1]['epoch'] == want
 
 
-def test_refuses_an_unknown_best_metric():
-  with pytest.raises(errors.UserError, match="best_metric is 'auk'"):
-    settings_lib.Settings(best_metric='auk')
+@pytest.mark.parametrize('metric', ['auc', 'mse'])
+def test_refuses_a_best_metric_before_it_trains(
+  tmp_path, strategy, data_dir, metric
+):
+  with pytest.raises(
+    errors.UserError, match=f"'{metric}', wanted one of loss,"
+  ):
+    _train(tmp_path / 'run', strategy, data_dir, best_metric=metric)
+  assert not (tmp_path / 'run').exists()
 
 
 def test_goes_on_from_the_best_loss_of_an_older_run():
   progress = checkpoints.Progress()
   progress.deserialize('{"epoch": 4, "best_val_loss": 0.25}')
-  assert (progress.epoch, progress.best) == (4, 0.25)
+  assert (progress.epoch, progress.best) == (4, {'loss': 0.25})
 
 
 @pytest.mark.long

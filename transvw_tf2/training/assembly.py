@@ -117,6 +117,12 @@ def assemble(
   keras.utils.set_random_seed(settings.seed)
   with strategy.scope():
     task = settings.task()
+  if settings.best_metric not in ('loss', *task.rising_metrics):
+    raise errors.UserError(
+      f'train.best_metric is {settings.best_metric!r}, wanted one of'
+      f' {", ".join(("loss", *task.rising_metrics))} for'
+      f' {type(task).__name__}'
+    )
   if task.augments and settings.inputs_in_pipeline:
     raise errors.UserError(
       f'train.inputs_in_pipeline is True, but {type(task).__name__} changes'

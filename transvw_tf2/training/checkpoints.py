@@ -39,8 +39,8 @@ class Progress(tf.train.experimental.PythonState):
     step: steps done of the epoch that has begun.
     sums: of each loss over those steps.
     val_loss: of the last complete epoch.
-    best: the best value of train.best_metric so far; what should rise counts
-      negative.
+    best: the lowest value so far by train.best_metric; of one that should rise,
+      of its negative.
     accumulation: parts into which the batch of a replica is divided, more than
       asked for where the device had too little memory.
     seconds: of all calls together.
@@ -56,7 +56,7 @@ class Progress(tf.train.experimental.PythonState):
     self.step = 0
     self.sums: dict[str, float] = {}
     self.val_loss = float('inf')
-    self.best = float('inf')
+    self.best: dict[str, float] = {}
     self.accumulation = 1
     self.seconds = 0.0
 
@@ -64,9 +64,12 @@ class Progress(tf.train.experimental.PythonState):
     return json.dumps({name: getattr(self, name) for name in self._FIELDS})
 
   def deserialize(self, string_value: str) -> None:
-    for name, value in json.loads(string_value).items():
-      # Runs begun before train.best_metric saved it as their best loss.
-      setattr(self, 'best' if name == 'best_val_loss' else name, value)
+    state = json.loads(string_value)
+    # Of a run that was begun before there was train.best_metric.
+    if 'best_val_loss' in state:
+      state['best'] = {'loss': state.pop('best_val_loss')}
+    for name, value in state.items():
+      setattr(self, name, value)
 
 
 class Checkpoints:

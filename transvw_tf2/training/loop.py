@@ -7,6 +7,7 @@ from collections.abc import Callable
 import contextlib
 import functools
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+import math
 import time
 
 from absl import logging
@@ -214,16 +215,27 @@ class _Loop:
   def _end_epoch(self, epoch, validated, rate):
     """Takes the validation metrics of an epoch and saves."""
     run, progress, val_loss = self._run, self._progress, validated['loss']
-    value = self._settings.falling_metric(validated)
     progress.epoch, progress.step, progress.sums = epoch, 0, {}
     progress.val_loss = val_loss
     run.optimizer.learning_rate = run.schedule.next_rate(rate, epoch, val_loss)
     run.early_stopping.update(val_loss)
-    # The first also where a metric is not defined, such as an AUC of one class.
-    if epoch == 1 or value < progress.best:
-      progress.best = value
+    if self._is_best(validated):
       run.checkpoints.save_best(epoch)
     self._save_latest()
+
+  def _is_best(self, validated) -> bool:
+    """Returns whether no epoch was as good before."""
+    name, best = self._settings.best_metric, self._progress.best
+    value = validated[name]
+    if name in self._run.task.rising_metrics:
+      value = -value
+    # Not a number where it is not defined, such as the AUC of one class.
+    if math.isnan(value):
+      value = math.inf
+    if value >= best.get(name, math.nan):
+      return False
+    best[name] = value
+    return True
 
   def _save_latest(self):
     progress = self._progress

@@ -1,10 +1,8 @@
 """Settings of a training run, `train` in gin files."""
 
 from collections.abc import Callable
-from collections.abc import Mapping
 import dataclasses
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
-import math
 
 import gin
 import tensorflow as tf
@@ -29,9 +27,6 @@ _COUNTS = (
 )
 
 
-_RISING = ('accuracy', 'auc', 'dice', 'iou', 'mean_iou')
-
-
 @gin.configurable('train', module='training')
 @dataclasses.dataclass(frozen=True)
 class Settings:
@@ -52,10 +47,9 @@ class Settings:
     learning_rate: of Adam, at the beginning.
     schedule: makes what changes the learning rate.
     early_stopping: makes what ends the run.
-    best_metric: of validation, which decides what the best weights are: 'loss',
-      or one that should rise, such as 'auc', if the task has it. With few
-      labels the loss rises, by what it is wrongly sure of, long before the AUC
-      falls.
+    best_metric: of validation, by which the best weights are chosen: 'loss' or
+      one of the task's `rising_metrics`. With few labels the loss rises, for
+      what the network is wrongly sure of, long before the AUC falls.
     seed: decides weights, order of the examples and perturbations.
     precision: 'float32'; 'bfloat16' or 'float16' compute in that type, with
       weights and losses in float32; float16 scales the loss.
@@ -107,11 +101,6 @@ class Settings:
       value = getattr(self, name)
       if value < 1:
         raise errors.UserError(f'train.{name} is {value}, wanted at least 1')
-    if self.best_metric not in ('loss', *_RISING):
-      raise errors.UserError(
-        f'train.best_metric is {self.best_metric!r}, wanted one of'
-        f' loss, {", ".join(_RISING)}'
-      )
     if self.precision not in PRECISIONS:
       raise errors.UserError(
         f'train.precision is {self.precision!r}, wanted one of'
@@ -128,22 +117,3 @@ class Settings:
   def dtype_policy(self) -> str:
     """Keras' name of the precision."""
     return PRECISIONS[self.precision]
-
-  def falling_metric(self, validated: Mapping[str, float]) -> float:
-    """Returns `best_metric` as a number that falls; infinite if undefined.
-
-    Args:
-      validated: metrics of validation by name.
-
-    Raises:
-      UserError: the task does not have it.
-    """
-    if self.best_metric not in validated:
-      raise errors.UserError(
-        f'train.best_metric is {self.best_metric!r}, which this task does not'
-        f' have, wanted one of {", ".join(validated)}'
-      )
-    value = validated[self.best_metric]
-    if math.isnan(value):
-      return math.inf
-    return -value if self.best_metric in _RISING else value

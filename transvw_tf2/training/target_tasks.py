@@ -76,6 +76,7 @@ class Classification(_TargetTask):
 
   features = built_data.CUBES_AND_LABELS
   metrics = ('loss', 'accuracy')
+  rising_metrics = ('accuracy', 'auc')
 
   def __init__(
     self,
@@ -199,6 +200,7 @@ class Segmentation(_TargetTask):
 
   features = built_data.CUBES_AND_MASKS
   metrics = ('loss',)
+  rising_metrics = ('iou', 'dice', 'mean_iou')
 
   def __init__(
     self,

@@ -30,12 +30,14 @@ class Task:
   Attributes:
     features: what it reads of a data set, see built_data.Data.
     metrics: names of what `losses` returns, `loss` among them.
+    rising_metrics: those of `metrics` and of `summarize` that should rise.
     augments: whether it trains on changed examples rather than perturbed
       inputs.
   """
 
   features: tuple[str, ...]
   metrics: tuple[str, ...]
+  rising_metrics: tuple[str, ...] = ()
   augments: bool = False
 
   def prepare(self, data: built_data.Data) -> None:
@@ -206,6 +208,7 @@ class Pretrain(_WordTask):
   """
 
   metrics = ('loss', 'mse', 'cross_entropy', 'accuracy', 'perturbed_mse')
+  rising_metrics = ('accuracy',)
 
   def __init__(
     self,
@@ -272,6 +275,7 @@ class NameWords(_WordTask):
   """
 
   metrics = ('loss', 'cross_entropy', 'accuracy')
+  rising_metrics = ('accuracy',)
 
   def __init__(
     self,
