@@ -204,6 +204,28 @@ def test_learns_to_segment(data_dir, tmp_path):
   assert max(row['validation/iou'] for row in rows) > 0.5
 
 
+@pytest.mark.parametrize(
+  ('task', 'metric'),
+  [
+    (_classification, 'accuracy'),
+    (_classification, 'auc'),
+    (_segmentation, 'iou'),
+    (_segmentation, 'dice'),
+    (_segmentation, 'mean_iou'),
+  ],
+)
+def test_each_rising_metric_can_choose_the_best(
+  data_dir, tmp_path, task, metric
+):
+  assert metric in task().rising_metrics
+  rows = _train(
+    tmp_path / 'w', data_dir, task=task, epochs=3, best_metric=metric
+  )
+  values = [row[f'validation/{metric}'] for row in rows]
+  _, description = checkpoints.load_model(str(tmp_path / 'w'), 'best')
+  assert description['epoch'] == 1 + int(np.argmax(values))
+
+
 def test_a_fraction_is_of_patients_and_nested(data_dir):
   data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id'))
 
