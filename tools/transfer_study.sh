@@ -33,6 +33,7 @@ source "$(dirname "$0")/venv.sh"
 : "${BOTH_EPOCHS:=$PRETRAINING_EPOCHS}"   # of both
 : "${CROP:=None}"           # of pre-training, such as '(32, 32, 16)'
 : "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
+: "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
 : "${BOTH_FROM:=}"          # words: both goes on from the encoder of words
 : "${CANDIDATE_EPOCHS:=8}"
 : "${NODULE_EPOCHS:=18}"
@@ -79,12 +80,19 @@ _build luna16_nodules target_patients "{\"name\": \"candidates\", $CUBE,
 _build luna16_nodules target_patients "{\"name\": \"nodules\", $CUBE,
   \"task\": \"nodule_segmentation\", \"jitter_mm\": 8}"
 _pretrain words words_only NameWords "$WORDS_EPOCHS" "$WORDS_CROP"
-_pretrain restoration restoration_only Restore "$PRETRAINING_EPOCHS" "$CROP"
+DECAY=()
+if [ -n "$DECAY_EPOCHS" ]; then
+  DECAY=(--gin_param 'train.schedule = @StepDecay'
+    --gin_param "StepDecay.epochs = $DECAY_EPOCHS")
+fi
+_pretrain restoration restoration_only Restore "$PRETRAINING_EPOCHS" "$CROP" \
+  "${DECAY[@]}"
 START=()
 if [ -n "$BOTH_FROM" ]; then
   START=(--gin_param "train.start_from = '$OUT/$BOTH_FROM'")
 fi
-_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$CROP" "${START[@]}"
+_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$CROP" "${START[@]}" \
+  "${DECAY[@]}"
 python tools/transfer_study.py --output "$OUT/study" \
   --data "candidates=$OUT/data/luna16_nodules/candidates" \
   --data "nodules=$OUT/data/luna16_nodules/nodules" \

@@ -165,6 +165,7 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
     'PATIENT_FLAGS': '--nodules 1,2',
     'TARGET_PATIENTS': '20',
     'BOTH_FROM': 'words',
+    'DECAY_EPOCHS': '4',
     'NODULE_MIRROR': 'xy',
     'WORDS': '3',
     'PRETRAINING_EPOCHS': '1',
@@ -193,5 +194,6 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
   assert f"train.start_from = '{tmp_path}/words'" in config.replace(
     '\\\n    ', ''
   )
+  assert 'train.schedule = @StepDecay' in config
   lines = (tmp_path / 'patients' / 'annotations.csv').read_text().splitlines()
   assert len(lines) - 1 <= 2 * 24
