@@ -4,7 +4,8 @@ r"""Measures what pre-training is worth: fine-tunes from several starts.
       --data candidates=TARGETS/luna16_nodules/false_positive_reduction \
       --data nodules=TARGETS/luna16_nodules/nodule_segmentation \
       --init both=PRETRAINED --init words=WORDS --init restoration=RESTORATION \
-      --init official=OFFICIAL.keras --fractions 0.1,0.5,1 --seeds 5
+      --init official=OFFICIAL.keras --fractions 0.1,0.5,1 --seeds 5 \
+      --learning_rates candidates=1e-4,1e-3
 
 trains networks from scratch too, and measures all of them on the test split.
 STUDY gets rows.csv (a row per network), summary.csv and summary.md (mean, sd
@@ -55,6 +56,13 @@ _GIN_PARAM = flags.DEFINE_multi_string(
   "For all runs, such as 'train.epochs = 30', or for those of one task, such as"
   " 'nodules:train.epochs = 30'.",
 )
+_LEARNING_RATES = flags.DEFINE_multi_string(
+  'learning_rates',
+  [],
+  'NAME=RATE,RATE... of a task: each run trains with all of them, and measures'
+  ' the network with the best metric of validation. Else that of its gin'
+  ' parameters.',
+)
 _PROCESSES = flags.DEFINE_integer(
   'processes', 1, 'Runs at a time.', lower_bound=1
 )
@@ -70,10 +78,12 @@ _RUNS_OF_A_PROCESS = 12
 
 def main(argv):
   del argv
+  tasks = {
+    name: runs_lib.open_task(path) for name, path in _parse(_DATA).items()
+  }
   plan = runs_lib.Plan(
-    tasks={
-      name: runs_lib.open_task(path) for name, path in _parse(_DATA).items()
-    },
+    tasks=tasks,
+    learning_rates=_parse_learning_rates(tasks),
     starts=_parse(_INIT, reserved=(runs_lib.SCRATCH,)),
     parameters=tuple(_GIN_PARAM.value),
     folder=os.path.abspath(_OUTPUT.value),
@@ -123,7 +133,9 @@ def report(plan: runs_lib.Plan, rows: pd.DataFrame) -> None:
       histories.setdefault((run.fraction, run.init), []).append(
         [
           epoch[f'validation/{metric}']
-          for epoch in reports.read_history(plan.workdir(run))
+          for epoch in reports.read_history(
+            plan.workdir(run, row.learning_rate)
+          )
         ]
       )
     plots.save(
@@ -156,6 +168,26 @@ def _parse(flag, reserved=()) -> dict[str, str]:
   return found
 
 
+def _parse_learning_rates(tasks) -> dict[str, list[float]]:
+  """Returns the learning rates by task; those without any are left out."""
+  found = {}
+  for text in _LEARNING_RATES.value:
+    name, _, rates = text.partition('=')
+    if name in found:
+      raise errors.UserError(f'--learning_rates {name} is given twice')
+    try:
+      found[name] = [float(rate) for rate in rates.split(',')]
+    except ValueError:
+      found[name] = [0.0]
+    positive = all(0 < rate < float('inf') for rate in found[name])
+    if name not in tasks or not positive:
+      raise errors.UserError(
+        f'--learning_rates {text}: wanted NAME=RATE,RATE..., the name one of'
+        f' {", ".join(tasks)} and the rates above 0'
+      )
+  return found
+
+
 def _list_runs(plan) -> list[runs_lib.Run]:
   """Returns all runs wanted, those of a seed together."""
   fractions = []
@@ -182,6 +214,9 @@ def _write_settings(plan) -> None:
   path = os.path.join(plan.folder, _SETTINGS_FILE)
   settings = {
     'gin_param': {name: plan.parameters_of(name) for name in plan.tasks},
+    'learning_rates': {
+      name: plan.learning_rates.get(name, []) for name in plan.tasks
+    },
     'data': {name: task.data_dir for name, task in plan.tasks.items()},
     'init': dict(plan.starts),
   }

@@ -36,7 +36,9 @@ source "$(dirname "$0")/venv.sh"
 : "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
 : "${BOTH_FROM:=}"          # words: both goes on from the encoder of words
 : "${CANDIDATE_EPOCHS:=8}"
+: "${CANDIDATE_RATES:=4e-3}"  # of several each run takes the best in validation
 : "${NODULE_EPOCHS:=18}"
+: "${NODULE_RATES:=3e-3}"
 : "${SEEDS:=5}"
 : "${FRACTIONS:=0.1,0.5,1}"
 : "${NODULE_MIRROR:=}"      # axes along which cubes of nodules are mirrored
@@ -99,6 +101,8 @@ python tools/transfer_study.py --output "$OUT/study" \
   --init "words=$OUT/words" --init "restoration=$OUT/restoration" \
   --init "both=$OUT/both" --fractions "$FRACTIONS" --seeds "$SEEDS" \
   --processes 2 \
+  --learning_rates "candidates=$CANDIDATE_RATES" \
+  --learning_rates "nodules=$NODULE_RATES" \
   --gin_param "classifier.base_filters = $FILTERS" \
   --gin_param "unet3d.base_filters = $FILTERS" \
   --gin_param 'train.batch_size = 4' \
@@ -106,9 +110,7 @@ python tools/transfer_study.py --output "$OUT/study" \
   --gin_param 'train.steps_per_call = 5' \
   --gin_param 'train.batch_norm_momentum = 0.9' \
   --gin_param "candidates:train.epochs = $CANDIDATE_EPOCHS" \
-  --gin_param 'candidates:train.learning_rate = 4e-3' \
   --gin_param 'candidates:Classification.mirror = "xyz"' \
   --gin_param 'candidates:train.best_metric = "auc"' \
   --gin_param "nodules:train.epochs = $NODULE_EPOCHS" \
-  --gin_param "nodules:Segmentation.mirror = '$NODULE_MIRROR'" \
-  --gin_param 'nodules:train.learning_rate = 3e-3'
+  --gin_param "nodules:Segmentation.mirror = '$NODULE_MIRROR'"

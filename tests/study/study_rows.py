@@ -14,6 +14,7 @@ def make_rows(values, metric='auc'):
         'seed': seed,
         'metric': metric,
         'value': value,
+        'learning_rate': 1e-3,
         'epochs': 3,
         'best_epoch': 2,
         'seconds': 1.5,

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 from absl.testing import flagsaver
+import pandas as pd
 import pytest
 
 from tests.training import tiny_data
@@ -57,10 +58,11 @@ def test_it_trains_measures_and_goes_on(study, tmp_path, capsys):
   rows = tables.read_rows(str(folder / 'rows.csv'))
   assert list(rows['init']) == ['scratch']
   assert (rows['epochs'] == 2).all()
-  workdir = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
+  run = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
+  workdir = run / 'learning_rate_0.01'
   assert (workdir / 'history.csv').exists()
   assert not (workdir / 'checkpoints').exists()
-  log = (workdir / 'log.txt').read_text()
+  log = (run / 'log.txt').read_text()
   assert 'epoch 2: ' in log
   assert 'Traceback' not in log
   with open(
@@ -86,6 +88,31 @@ def test_it_trains_measures_and_goes_on(study, tmp_path, capsys):
   assert (folder / 'learning_curves_boxes.png').exists()
 
 
+def test_the_learning_rate_is_chosen_on_validation(study, tmp_path):
+  # The first changes nothing, so the second has to be better.
+  study(learning_rates=['boxes=1e-9,1e-2'])
+  folder = tmp_path / 'study'
+  rows = tables.read_rows(str(folder / 'rows.csv'))
+  assert list(rows['learning_rate']) == [1e-2]
+  run = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
+  best = {}
+  for rate in ('1e-09', '0.01'):
+    workdir = run / f'learning_rate_{rate}'
+    assert not (workdir / 'checkpoints').exists()
+    history = pd.read_csv(workdir / 'history.csv')
+    lowest_loss = history['validation/loss'].argmin()
+    best[rate] = history['validation/iou'][lowest_loss]
+  assert best['0.01'] > best['1e-09']
+  # What was not chosen never saw the test split.
+  assert not (run / 'learning_rate_1e-09' / 'test').exists()
+  with open(
+    run / 'learning_rate_0.01' / 'test' / evaluation_report.METRICS_FILE,
+    encoding='utf-8',
+  ) as file:
+    measured = json.load(file)
+  assert rows['value'][0] == measured['metrics']['iou']['value']
+
+
 @pytest.mark.parametrize(
   ('flags', 'text'),
   [
@@ -96,6 +123,11 @@ def test_it_trains_measures_and_goes_on(study, tmp_path, capsys):
     ({'data': ['boxes=.']}, 'no data set .no dataset_info.json. at or below'),
     ({'fractions': ['0.1', '2']}, "--fractions has '2', wanted numbers above"),
     ({'fractions': ['x']}, "--fractions has 'x'"),
+    ({'learning_rates': ['balls=1']}, 'balls=1: wanted .* one of boxes and'),
+    ({'learning_rates': ['boxes=0.1,0']}, 'boxes=0.1,0: wanted NAME=RATE,RATE'),
+    ({'learning_rates': ['boxes=']}, '--learning_rates boxes=: wanted'),
+    ({'learning_rates': ['boxes=inf']}, 'the rates above 0'),
+    ({'learning_rates': ['boxes=1', 'boxes=2']}, 'boxes is given twice'),
   ],
 )
 def test_wrong_flags_are_named(study, tmp_path, monkeypatch, flags, text):
@@ -110,13 +142,22 @@ def test_a_folder_holds_one_study(study, tmp_path):
   folder = tmp_path / 'study'
   folder.mkdir()
   parameters = {'boxes': ['train.epochs = 9']}
-  settings = {'gin_param': parameters, 'data': {}, 'init': {}}
+  settings = {
+    'gin_param': parameters,
+    'learning_rates': {},
+    'data': {},
+    'init': {},
+  }
   (folder / 'study.json').write_text(json.dumps(settings))
   with pytest.raises(errors.UserError, match='holds a study with --gin_param'):
     study()
   settings |= {'gin_param': {}, 'data': {'boxes': '/elsewhere'}}
   (folder / 'study.json').write_text(json.dumps(settings))
   with pytest.raises(errors.UserError, match='--data boxes /elsewhere, now it'):
+    study()
+  settings |= {'data': {}, 'learning_rates': {'boxes': [1e-3]}}
+  (folder / 'study.json').write_text(json.dumps(settings))
+  with pytest.raises(errors.UserError, match='study with --learning_rates box'):
     study()
   # Of another version of this program.
   (folder / 'study.json').write_text(json.dumps(settings | {'gin_param': []}))
@@ -167,6 +208,7 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
     'BOTH_FROM': 'words',
     'DECAY_EPOCHS': '4',
     'NODULE_MIRROR': 'xy',
+    'CANDIDATE_RATES': '1e-3,4e-3',
     'WORDS': '3',
     'PRETRAINING_EPOCHS': '1',
     'CANDIDATE_EPOCHS': '1',

@@ -1,5 +1,6 @@
 """Single runs of a transfer study: fine-tune, measure on the test split."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import os
@@ -98,12 +99,18 @@ class Plan:
     parameters: gin bindings for all runs, or, as NAME:BINDING, for those of one
       task.
     folder: of the study.
+    learning_rates: by task, that every run tries: the network with the best
+      metric of validation is measured. A task without any has that of its
+      bindings.
   """
 
   tasks: dict[str, Task]
   starts: dict[str, str]
   parameters: Sequence[str]
   folder: str
+  learning_rates: Mapping[str, Sequence[float]] = dataclasses.field(
+    default_factory=dict
+  )
 
   def parameters_of(self, task: str) -> list[str]:
     """Returns the gin bindings for a task, its own ones last."""
@@ -117,7 +124,7 @@ class Plan:
         shared.append(text)
     return [*shared, *own]
 
-  def workdir(self, run: Run) -> str:
+  def folder_of(self, run: Run) -> str:
     """Returns the folder of a run."""
     return os.path.join(
       self.folder,
@@ -127,6 +134,10 @@ class Plan:
       f'fraction_{run.fraction:g}',
       f'seed_{run.seed}',
     )
+
+  def workdir(self, run: Run, learning_rate: float) -> str:
+    """Returns the folder of the network of a run with a learning rate."""
+    return os.path.join(self.folder_of(run), f'learning_rate_{learning_rate:g}')
 
 
 def begin_process(parent: int, processes: int) -> None:
@@ -153,10 +164,10 @@ def run_in_process(plan: Plan, run: Run) -> dict[str, object]:
 
   What it prints goes to LOG_FILE in the folder of the run.
   """
-  os.makedirs(plan.workdir(run), exist_ok=True)
+  os.makedirs(plan.folder_of(run), exist_ok=True)
   sys.stdout.flush()
   with open(
-    os.path.join(plan.workdir(run), LOG_FILE), 'a', encoding='utf-8'
+    os.path.join(plan.folder_of(run), LOG_FILE), 'a', encoding='utf-8'
   ) as log:
     # Not sys.stderr alone: loggers keep the one that they began with.
     for stream in (sys.stdout, sys.stderr):
@@ -165,16 +176,20 @@ def run_in_process(plan: Plan, run: Run) -> dict[str, object]:
 
 
 def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
-  """Trains and measures one network, or goes on where it was cut off.
+  """Trains a network with each learning rate and measures the best.
+
+  Goes on where it was cut off. The best is that with the highest metric of
+  validation at its best epoch; the others never see the test split.
 
   Args:
     plan: of the study.
-    run: the network.
+    run: the start, the labels and the seed.
 
   Returns:
     The row of the study's table: the fields of the run, `metric`, `value` (of
-    the metric on the test split, at the epoch of the least validation loss),
-    `epochs`, `best_epoch` and `seconds`.
+    the metric on the test split, at the best epoch as `train.best_metric` has
+    it), the `learning_rate`, `epochs` and `best_epoch` of that network, and
+    `seconds` of all.
 
   Raises:
     UserError: a setting or the data is wrong.
@@ -190,13 +205,36 @@ def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
 
 def _train_and_measure(plan, run) -> dict[str, object]:
   task = plan.tasks[run.task]
-  workdir = plan.workdir(run)
+  networks = [
+    _train(plan, run, bindings)
+    for bindings in _learning_rate_bindings(plan, run)
+  ]
+  best = max(networks, key=lambda network: network['validation'])
+  workdir = plan.workdir(run, best['learning_rate'])
+  metrics = evaluation_report.evaluate(
+    workdir, task.data_dir, os.path.join(workdir, 'test'), resamples=0
+  )
+  del best['validation']
+  return {'metric': task.metric, 'value': metrics[task.metric].value, **best}
+
+
+def _learning_rate_bindings(plan, run) -> list[list[str]]:
+  rates = plan.learning_rates.get(run.task)
+  if not rates:
+    return [[]]
+  return [[f'train.learning_rate = {rate!r}'] for rate in rates]
+
+
+def _train(plan, run, bindings) -> dict[str, object]:
+  """Trains one network; returns its columns, and its metric of validation."""
+  task = plan.tasks[run.task]
   keras.backend.clear_session()
   gin_files.parse(
     [task.gin_file],
     [
       'train.picture_epochs = 1000000',
       *plan.parameters_of(run.task),
+      *bindings,
       f'train.data_dir = {task.data_dir!r}',
       f'train.start_from = {plan.starts.get(run.init, "")!r}',
       f'train.label_fraction = {run.fraction!r}',
@@ -204,23 +242,24 @@ def _train_and_measure(plan, run) -> dict[str, object]:
     ],
     forget=True,
   )
-  strategy = devices.make_strategy('all')
-  rows = loop.train(workdir, strategy, settings.Settings())
-  metrics = evaluation_report.evaluate(
-    workdir, task.data_dir, os.path.join(workdir, 'test'), resamples=0
-  )
+  training = settings.Settings()
+  workdir = plan.workdir(run, training.learning_rate)
+  history = loop.train(workdir, devices.make_strategy('all'), training)
   _, description = checkpoints.load_model(workdir)
+  epoch = description['epoch']
   return {
-    'metric': task.metric,
-    'value': metrics[task.metric].value,
-    'epochs': len(rows),
-    'best_epoch': description['epoch'],
+    'learning_rate': training.learning_rate,
+    'epochs': len(history),
+    'best_epoch': epoch,
+    'validation': history[epoch - 1][f'validation/{task.metric}'],
   }
 
 
 def remove_weights(plan: Plan, run: Run) -> None:
-  """Removes the checkpoints of a run; its history and reports stay."""
-  shutil.rmtree(os.path.join(plan.workdir(run), checkpoints.FOLDER))
+  """Removes the checkpoints of a run; its histories and reports stay."""
+  for entry in os.scandir(plan.folder_of(run)):
+    if entry.is_dir():
+      shutil.rmtree(os.path.join(entry.path, checkpoints.FOLDER))
 
 
 def describe(run: Run) -> str:

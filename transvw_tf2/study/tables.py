@@ -22,6 +22,7 @@ _TYPES = {
   'seed': int,
   'metric': str,
   'value': float,
+  'learning_rate': float,
   'epochs': int,
   'best_epoch': int,
   'seconds': float,
