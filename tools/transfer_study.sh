@@ -33,6 +33,7 @@ source "$(dirname "$0")/venv.sh"
 : "${BOTH_EPOCHS:=$PRETRAINING_EPOCHS}"   # of both
 : "${CROP:=None}"           # of pre-training, such as '(32, 32, 16)'
 : "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
+: "${BOTH_CROP:=$CROP}"     # of both
 : "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
 : "${BOTH_FROM:=}"          # words: both goes on from the encoder of words
 : "${CANDIDATE_EPOCHS:=8}"
@@ -93,7 +94,7 @@ START=()
 if [ -n "$BOTH_FROM" ]; then
   START=(--gin_param "train.start_from = '$OUT/$BOTH_FROM'")
 fi
-_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$CROP" "${START[@]}" \
+_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$BOTH_CROP" "${START[@]}" \
   "${DECAY[@]}"
 python tools/transfer_study.py --output "$OUT/study" \
   --data "candidates=$OUT/data/luna16_nodules/candidates" \

@@ -102,13 +102,7 @@ def test_best_by_another_metric(
   tmp_path, monkeypatch, strategy, data_dir, metric, want
 ):
   accuracies = [0.2, 0.8, 0.5] if metric else [float('nan')] * 3
-  found = zip([0.1, 0.2, 0.3], accuracies, strict=True)
-
-  def validate(self):
-    loss, accuracy = next(found)
-    return {'loss': loss, 'accuracy': accuracy}, {}
-
-  monkeypatch.setattr(loop._Loop, '_validate', validate)
+  _make_validation(monkeypatch, [0.1, 0.2, 0.3], accuracies)
   _train(
     tmp_path,
     strategy,
@@ -118,6 +112,39 @@ def test_best_by_another_metric(
     picture_epochs=4,
   )
   assert checkpoints.load_model(str(tmp_path), 'best')[1]['epoch'] == want
+
+
+@pytest.mark.parametrize(
+  ('metric', 'rates'),
+  [('loss', [1.0, 1.0, 0.5]), ('accuracy', [1.0, 1.0, 1.0, 0.5])],
+)
+def test_schedule_and_early_stopping_watch_the_best_metric(
+  tmp_path, monkeypatch, strategy, data_dir, metric, rates
+):
+  _make_validation(monkeypatch, [0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.3, 0.5])
+  rows = _train(
+    tmp_path,
+    strategy,
+    data_dir,
+    epochs=4,
+    learning_rate=2**-10,
+    best_metric=metric,
+    picture_epochs=5,
+    schedule=lambda: schedules.ReduceOnPlateau(patience=1),
+    early_stopping=lambda: schedules.EarlyStopping(patience=2),
+  )
+  assert [2**10 * row['learning_rate'] for row in rows] == rates
+
+
+def _make_validation(monkeypatch, losses, accuracies):
+  """Makes validation find these values, epoch by epoch."""
+  found = zip(losses, accuracies, strict=True)
+
+  def validate(self):
+    loss, accuracy = next(found)
+    return {'loss': loss, 'accuracy': accuracy}, {}
+
+  monkeypatch.setattr(loop._Loop, '_validate', validate)
 
 
 @pytest.mark.parametrize('metric', ['auc', 'mse'])

@@ -58,7 +58,7 @@ def test_step_decay():
   schedule = schedules.StepDecay(factor=0.5, epochs=3)
   rate, rates = 1.0, []
   for epoch in range(1, 8):
-    rate = schedule.next_rate(rate, epoch, val_loss=1.0)
+    rate = schedule.next_rate(rate, epoch, 1.0)
     rates.append(rate)
   assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 

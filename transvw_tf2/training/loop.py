@@ -214,28 +214,23 @@ class _Loop:
 
   def _end_epoch(self, epoch, validated, rate):
     """Takes the validation metrics of an epoch and saves."""
-    run, progress, val_loss = self._run, self._progress, validated['loss']
+    run, progress = self._run, self._progress
     progress.epoch, progress.step, progress.sums = epoch, 0, {}
-    progress.val_loss = val_loss
-    run.optimizer.learning_rate = run.schedule.next_rate(rate, epoch, val_loss)
-    run.early_stopping.update(val_loss)
-    if self._is_best(validated):
-      run.checkpoints.save_best(epoch)
-    self._save_latest()
-
-  def _is_best(self, validated) -> bool:
-    """Returns whether no epoch was as good before."""
-    name, best = self._settings.best_metric, self._progress.best
+    progress.val_loss = validated['loss']
+    name = self._settings.best_metric
     value = validated[name]
-    if name in self._run.task.rising_metrics:
+    if name in run.task.rising_metrics:
       value = -value
     # Not a number where it is not defined, such as the AUC of one class.
     if math.isnan(value):
       value = math.inf
-    if value >= best.get(name, math.nan):
-      return False
-    best[name] = value
-    return True
+    run.optimizer.learning_rate = run.schedule.next_rate(rate, epoch, value)
+    run.early_stopping.update(value)
+    # In the first epoch there is none, and nothing is below NaN or above.
+    if not value >= progress.best.get(name, math.nan):
+      progress.best[name] = value
+      run.checkpoints.save_best(epoch)
+    self._save_latest()
 
   def _save_latest(self):
     progress = self._progress

@@ -1,7 +1,9 @@
 """Learning rate and early stopping, with their counters in the checkpoint.
 
 Keras' callbacks of the same names keep their counters in plain attributes,
-which a checkpoint does not see; a resumed run would start to wait anew.
+which a checkpoint does not see; a resumed run would start to wait anew. They
+watch train.best_metric of validation, as published the loss; one that should
+rise comes with its sign changed.
 """
 
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
@@ -43,7 +45,7 @@ class _Patience(tf.Module):
 
 @gin.configurable(module='schedules')
 class ReduceOnPlateau(tf.Module):
-  """Lowers the learning rate when val_loss has not fallen for some epochs.
+  """Lowers the learning rate when validation has not improved for some epochs.
 
   As keras.callbacks.ReduceLROnPlateau; the defaults are the paper's.
   """
@@ -60,7 +62,7 @@ class ReduceOnPlateau(tf.Module):
     Args:
       factor: what the learning rate is multiplied with.
       patience: epochs without improvement.
-      min_delta: smaller falls of val_loss do not count.
+      min_delta: smaller improvements do not count.
       min_learning_rate: it is not lowered below this.
     """
     super().__init__()
@@ -72,10 +74,10 @@ class ReduceOnPlateau(tf.Module):
     self._min_learning_rate = min_learning_rate
     self.patience = _Patience(patience, min_delta)
 
-  def next_rate(self, rate: float, epoch: int, val_loss: float) -> float:
-    """Returns the learning rate after `epoch`, which ended with `val_loss`."""
+  def next_rate(self, rate: float, epoch: int, value: float) -> float:
+    """Returns the learning rate after `epoch`, which ended with `value`."""
     del epoch
-    if not self.patience.exhausted(val_loss) or rate <= self._min_learning_rate:
+    if not self.patience.exhausted(value) or rate <= self._min_learning_rate:
       return rate
     self.patience.wait.assign(0)
     return max(rate * self._factor, self._min_learning_rate)
@@ -96,22 +98,22 @@ class StepDecay(tf.Module):
     self._factor = factor
     self._epochs = epochs
 
-  def next_rate(self, rate: float, epoch: int, val_loss: float) -> float:
+  def next_rate(self, rate: float, epoch: int, value: float) -> float:
     """Returns the learning rate after `epoch` (from 1)."""
-    del val_loss
+    del value
     return rate * self._factor if epoch % self._epochs == 0 else rate
 
 
 @gin.configurable(module='schedules')
 class EarlyStopping(tf.Module):
-  """Stops when val_loss has not fallen for `patience` epochs."""
+  """Stops when validation has not improved for `patience` epochs."""
 
   def __init__(self, patience: int = 50, min_delta: float = 0.0):
     """Initialises early stopping.
 
     Args:
       patience: epochs without improvement.
-      min_delta: smaller falls of val_loss do not count.
+      min_delta: smaller improvements do not count.
     """
     super().__init__()
     self.patience = _Patience(patience, min_delta)
@@ -122,6 +124,6 @@ class EarlyStopping(tf.Module):
     """Whether training is over."""
     return bool(self.stopped.numpy())
 
-  def update(self, val_loss: float) -> None:
-    """Takes the val_loss of an epoch."""
-    self.stopped.assign(self.patience.exhausted(val_loss))
+  def update(self, value: float) -> None:
+    """Takes the value of an epoch, lower is better."""
+    self.stopped.assign(self.patience.exhausted(value))

@@ -47,9 +47,10 @@ class Settings:
     learning_rate: of Adam, at the beginning.
     schedule: makes what changes the learning rate.
     early_stopping: makes what ends the run.
-    best_metric: of validation, by which the best weights are chosen: 'loss' or
-      one of the task's `rising_metrics`. With few labels the loss rises, for
-      what the network is wrongly sure of, long before the AUC falls.
+    best_metric: of validation, by which the best weights are chosen and which
+      schedule and early stopping watch: 'loss' or one of the task's
+      `rising_metrics`. With few labels the loss rises, for what the network is
+      wrongly sure of, long before the AUC falls.
     seed: decides weights, order of the examples and perturbations.
     precision: 'float32'; 'bfloat16' or 'float16' compute in that type, with
       weights and losses in float32; float16 scales the loss.
