@@ -37,9 +37,9 @@ source "$(dirname "$0")/venv.sh"
 : "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
 : "${BOTH_FROM:=}"          # words: both goes on from the encoder of words
 : "${CANDIDATE_EPOCHS:=8}"
-: "${CANDIDATE_RATES:=4e-3}"  # of several each run takes the best in validation
+: "${CANDIDATE_RATES:=1e-3,4e-3}"  # a run takes the best in validation
 : "${NODULE_EPOCHS:=18}"
-: "${NODULE_RATES:=3e-3}"
+: "${NODULE_RATES:=3e-3,1e-2}"
 : "${SEEDS:=5}"
 : "${FRACTIONS:=0.1,0.5,1}"
 : "${NODULE_MIRROR:=}"      # axes along which cubes of nodules are mirrored

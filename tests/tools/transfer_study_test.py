@@ -208,7 +208,7 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
     'BOTH_FROM': 'words',
     'DECAY_EPOCHS': '4',
     'NODULE_MIRROR': 'xy',
-    'CANDIDATE_RATES': '1e-3,4e-3',
+    'NODULE_RATES': '3e-3',
     'WORDS': '3',
     'PRETRAINING_EPOCHS': '1',
     'CANDIDATE_EPOCHS': '1',
