@@ -8,9 +8,9 @@ r"""Measures what pre-training is worth: fine-tunes from several starts.
       --learning_rates candidates=1e-4,1e-3
 
 trains networks from scratch too, and measures all of them on the test split.
-STUDY gets rows.csv (a row per network), summary.csv and summary.md (mean, sd
-and a paired t-test against scratch over the seeds), fractions.png and, by task,
-a plot of learning curves. The same command again goes on where it was stopped;
+STUDY gets rows.csv (a row per run), summary.csv and summary.md (mean, sd and a
+paired t-test against scratch over the seeds), fractions.png and, by task, a
+plot of learning curves. The same command again goes on where it was stopped;
 with more inits, fractions, seeds or tasks it adds these.
 """
 

@@ -258,8 +258,9 @@ def _train(plan, run, bindings) -> dict[str, object]:
 def remove_weights(plan: Plan, run: Run) -> None:
   """Removes the checkpoints of a run; its histories and reports stay."""
   for entry in os.scandir(plan.folder_of(run)):
-    if entry.is_dir():
-      shutil.rmtree(os.path.join(entry.path, checkpoints.FOLDER))
+    path = os.path.join(entry.path, checkpoints.FOLDER)
+    if os.path.isdir(path):
+      shutil.rmtree(path)
 
 
 def describe(run: Run) -> str:

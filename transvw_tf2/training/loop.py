@@ -226,7 +226,7 @@ class _Loop:
       value = math.inf
     run.optimizer.learning_rate = run.schedule.next_rate(rate, epoch, value)
     run.early_stopping.update(value)
-    # In the first epoch there is none, and nothing is below NaN or above.
+    # NaN before there is any, to which no value compares.
     if not value >= progress.best.get(name, math.nan):
       progress.best[name] = value
       run.checkpoints.save_best(epoch)
