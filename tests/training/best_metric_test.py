@@ -1,0 +1,90 @@
+"""What the best weights are chosen by, and what then follows it."""
+
+import pytest
+import tensorflow as tf
+
+from tests.training import tiny_data
+from transvw_tf2 import errors
+from transvw_tf2.training import checkpoints
+from transvw_tf2.training import loop
+from transvw_tf2.training import schedules
+
+
+@pytest.fixture(name='strategy', scope='module')
+def _strategy():
+  return tf.distribute.MirroredStrategy(['/cpu:0'])
+
+
+def _train(workdir, strategy, data_dir, **settings):
+  return loop.train(
+    str(workdir), strategy, tiny_data.make_settings(data_dir, **settings)
+  )
+
+
+@pytest.mark.parametrize(
+  ('metric', 'want'), [('loss', 1), ('accuracy', 2), (None, 1)]
+)
+def test_best_by_another_metric(
+  tmp_path, monkeypatch, strategy, data_dir, metric, want
+):
+  accuracies = [0.2, 0.8, 0.5] if metric else [float('nan')] * 3
+  _make_validation(monkeypatch, [0.1, 0.2, 0.3], accuracies)
+  _train(
+    tmp_path,
+    strategy,
+    data_dir,
+    epochs=3,
+    best_metric=metric or 'accuracy',
+    picture_epochs=4,
+  )
+  assert checkpoints.load_model(str(tmp_path), 'best')[1]['epoch'] == want
+
+
+@pytest.mark.parametrize(
+  ('metric', 'rates'),
+  [('loss', [1.0, 1.0, 0.5]), ('accuracy', [1.0, 1.0, 1.0, 0.5])],
+)
+def test_schedule_and_early_stopping_watch_the_best_metric(
+  tmp_path, monkeypatch, strategy, data_dir, metric, rates
+):
+  _make_validation(monkeypatch, [0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.3, 0.5])
+  rows = _train(
+    tmp_path,
+    strategy,
+    data_dir,
+    epochs=4,
+    learning_rate=2**-10,
+    best_metric=metric,
+    picture_epochs=5,
+    schedule=lambda: schedules.ReduceOnPlateau(patience=1),
+    early_stopping=lambda: schedules.EarlyStopping(patience=2),
+  )
+  assert [2**10 * row['learning_rate'] for row in rows] == rates
+
+
+def _make_validation(monkeypatch, losses, accuracies):
+  """Makes validation find these values, epoch by epoch."""
+  found = zip(losses, accuracies, strict=True)
+
+  def validate(self):
+    loss, accuracy = next(found)
+    return {'loss': loss, 'accuracy': accuracy}, {}
+
+  monkeypatch.setattr(loop._Loop, '_validate', validate)
+
+
+@pytest.mark.parametrize('metric', ['auc', 'mse'])
+def test_refuses_a_best_metric_before_it_trains(
+  tmp_path, strategy, data_dir, metric
+):
+  with pytest.raises(
+    errors.UserError, match=f"'{metric}', wanted one of loss,"
+  ):
+    _train(tmp_path / 'run', strategy, data_dir, best_metric=metric)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_goes_on_from_the_best_loss_of_an_older_run():
+  progress = checkpoints.Progress()
+  progress.deserialize('{"epoch": 4, "best_val_loss": 0.25}')
+  assert (progress.epoch, progress.best) == (4, {'loss': 0.25})
