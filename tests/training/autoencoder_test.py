@@ -51,11 +51,6 @@ def _data_dir(splits, tmp_path_factory):
   return tiny_data.write_thumbnails(tmp_path_factory.mktemp('data'), splits)
 
 
-@pytest.fixture(name='strategy', scope='module')
-def _strategy():
-  return tf.distribute.MirroredStrategy(['/cpu:0'])
-
-
 def _train(workdir, strategy, data_dir, **settings):
   settings = {
     'task': tiny_data.make_autoencoder,

@@ -1,24 +1,12 @@
 """What the best weights are chosen by, and what then follows it."""
 
 import pytest
-import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import loop
 from transvw_tf2.training import schedules
-
-
-@pytest.fixture(name='strategy', scope='module')
-def _strategy():
-  return tf.distribute.MirroredStrategy(['/cpu:0'])
-
-
-def _train(workdir, strategy, data_dir, **settings):
-  return loop.train(
-    str(workdir), strategy, tiny_data.make_settings(data_dir, **settings)
-  )
 
 
 @pytest.mark.parametrize(
@@ -29,13 +17,15 @@ def test_best_by_another_metric(
 ):
   accuracies = [0.2, 0.8, 0.5] if metric else [float('nan')] * 3
   _make_validation(monkeypatch, [0.1, 0.2, 0.3], accuracies)
-  _train(
-    tmp_path,
+  loop.train(
+    str(tmp_path),
     strategy,
-    data_dir,
-    epochs=3,
-    best_metric=metric or 'accuracy',
-    picture_epochs=4,
+    tiny_data.make_settings(
+      data_dir,
+      epochs=3,
+      best_metric=metric or 'accuracy',
+      picture_epochs=4,
+    ),
   )
   assert checkpoints.load_model(str(tmp_path), 'best')[1]['epoch'] == want
 
@@ -48,16 +38,18 @@ def test_schedule_and_early_stopping_watch_the_best_metric(
   tmp_path, monkeypatch, strategy, data_dir, metric, rates
 ):
   _make_validation(monkeypatch, [0.1, 0.2, 0.3, 0.4], [0.2, 0.4, 0.3, 0.5])
-  rows = _train(
-    tmp_path,
+  rows = loop.train(
+    str(tmp_path),
     strategy,
-    data_dir,
-    epochs=4,
-    learning_rate=2**-10,
-    best_metric=metric,
-    picture_epochs=5,
-    schedule=lambda: schedules.ReduceOnPlateau(patience=1),
-    early_stopping=lambda: schedules.EarlyStopping(patience=2),
+    tiny_data.make_settings(
+      data_dir,
+      epochs=4,
+      learning_rate=2**-10,
+      best_metric=metric,
+      picture_epochs=5,
+      schedule=lambda: schedules.ReduceOnPlateau(patience=1),
+      early_stopping=lambda: schedules.EarlyStopping(patience=2),
+    ),
   )
   assert [2**10 * row['learning_rate'] for row in rows] == rates
 
@@ -80,7 +72,11 @@ def test_refuses_a_best_metric_before_it_trains(
   with pytest.raises(
     errors.UserError, match=f"'{metric}', wanted one of loss,"
   ):
-    _train(tmp_path / 'run', strategy, data_dir, best_metric=metric)
+    loop.train(
+      str(tmp_path / 'run'),
+      strategy,
+      tiny_data.make_settings(data_dir, best_metric=metric),
+    )
   assert not (tmp_path / 'run').exists()
 
 

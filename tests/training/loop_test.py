@@ -22,11 +22,6 @@ from transvw_tf2.training import schedules
 from transvw_tf2.training import tasks
 
 
-@pytest.fixture(name='strategy', scope='module')
-def _strategy():
-  return tf.distribute.MirroredStrategy(['/cpu:0'])
-
-
 def _train(workdir, strategy, data_dir, **settings):
   return loop.train(
     str(workdir), strategy, tiny_data.make_settings(data_dir, **settings)

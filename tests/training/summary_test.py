@@ -32,11 +32,6 @@ _ROWS = [
 ]
 
 
-@pytest.fixture(name='strategy', scope='module')
-def _strategy():
-  return tf.distribute.MirroredStrategy(['/cpu:0'])
-
-
 def _write(workdir, strategy, rows=_ROWS, **settings):
   with strategy.scope():
     # 3 x 4 weights and 4 biases; 4 x 4 numbers of batch norm, half of which

@@ -209,12 +209,11 @@ def _train_and_measure(plan, run) -> dict[str, object]:
     _train(plan, run, bindings)
     for bindings in _learning_rate_bindings(plan, run)
   ]
-  best = max(networks, key=lambda network: network['validation'])
+  _, best = max(networks, key=lambda network: network[0])
   workdir = plan.workdir(run, best['learning_rate'])
   metrics = evaluation_report.evaluate(
     workdir, task.data_dir, os.path.join(workdir, 'test'), resamples=0
   )
-  del best['validation']
   return {'metric': task.metric, 'value': metrics[task.metric].value, **best}
 
 
@@ -225,8 +224,8 @@ def _learning_rate_bindings(plan, run) -> list[list[str]]:
   return [[f'train.learning_rate = {rate!r}'] for rate in rates]
 
 
-def _train(plan, run, bindings) -> dict[str, object]:
-  """Trains one network; returns its columns, and its metric of validation."""
+def _train(plan, run, bindings) -> tuple[float, dict[str, object]]:
+  """Trains one network; returns its metric of validation, and its columns."""
   task = plan.tasks[run.task]
   keras.backend.clear_session()
   gin_files.parse(
@@ -247,11 +246,10 @@ def _train(plan, run, bindings) -> dict[str, object]:
   history = loop.train(workdir, devices.make_strategy('all'), training)
   _, description = checkpoints.load_model(workdir)
   epoch = description['epoch']
-  return {
+  return history[epoch - 1][f'validation/{task.metric}'], {
     'learning_rate': training.learning_rate,
     'epochs': len(history),
     'best_epoch': epoch,
-    'validation': history[epoch - 1][f'validation/{task.metric}'],
   }
 
 
