@@ -8,9 +8,10 @@ r"""Measures what pre-training is worth: fine-tunes from several starts.
       --learning_rates candidates=1e-4,1e-3
 
 trains networks from scratch too, and measures all of them on the test split.
-STUDY gets rows.csv (a row per run), summary.csv and summary.md (mean, sd and a
-paired t-test against scratch over the seeds), fractions.png and, by task, a
-plot of learning curves. The same command again goes on where it was stopped;
+STUDY gets rows.csv (a row per network), summary.csv (mean, sd and a paired
+t-test against scratch over the seeds), learning_rates.csv (validation by
+learning rate), summary.md (both as tables), fractions.png and, by task, a plot
+of learning curves. The same command again goes on where it was stopped;
 with more inits, fractions, seeds or tasks it adds these.
 """
 
@@ -69,6 +70,7 @@ _PROCESSES = flags.DEFINE_integer(
 
 ROWS_FILE = 'rows.csv'
 SUMMARY_FILE = 'summary.csv'
+LEARNING_RATES_FILE = 'learning_rates.csv'
 MARKDOWN_FILE = 'summary.md'
 FRACTIONS_FILE = 'fractions.png'
 _SETTINGS_FILE = 'study.json'
@@ -98,16 +100,18 @@ def main(argv):
   missing = [run for run in wanted if run not in done]
   if len(missing) < len(wanted):
     print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are there')
-  for number, (run, row) in enumerate(
+  for number, (run, new) in enumerate(
     _run_all(plan, missing, _PROCESSES.value), 1
   ):
-    rows = pd.concat([rows, pd.DataFrame([row])], ignore_index=True)
-    rows = rows.sort_values(tables.RUN, ignore_index=True)
+    new = pd.DataFrame(new)
+    rows = pd.concat([rows, new], ignore_index=True)
+    rows = rows.sort_values(tables.NETWORK, ignore_index=True)
     tables.write(path, rows)
     runs_lib.remove_weights(plan, run)
+    best = tables.measured(new).iloc[0]
     print(
-      f'[{number}/{len(missing)}] {runs_lib.describe(run)}: {row["metric"]}'
-      f' {row["value"]:.4f} in {row["seconds"]:.0f} s',
+      f'[{number}/{len(missing)}] {runs_lib.describe(run)}: {best["metric"]}'
+      f' {best["value"]:.4f} in {new["seconds"].sum():.0f} s',
       flush=True,
     )
   report(plan, rows)
@@ -117,7 +121,16 @@ def report(plan: runs_lib.Plan, rows: pd.DataFrame) -> None:
   """Writes tables and plots of all rows."""
   summary = tables.summarize(rows)
   tables.write(os.path.join(plan.folder, SUMMARY_FILE), summary)
-  text = tables.to_markdown(summary)
+  by_rate = tables.summarize_learning_rates(rows)
+  tables.write(os.path.join(plan.folder, LEARNING_RATES_FILE), by_rate)
+  text = '\n'.join(
+    part
+    for part in (
+      tables.to_markdown(summary),
+      tables.learning_rates_to_markdown(by_rate),
+    )
+    if part
+  )
   with (
     output_file.replacing(os.path.join(plan.folder, MARKDOWN_FILE)) as partial,
     open(partial, 'w', encoding='utf-8') as file,
@@ -126,7 +139,9 @@ def report(plan: runs_lib.Plan, rows: pd.DataFrame) -> None:
   plots.save(
     os.path.join(plan.folder, FRACTIONS_FILE), plots.draw_fractions(summary)
   )
-  for (task, metric), of_task in rows.groupby(['task', 'metric']):
+  for (task, metric), of_task in tables.measured(rows).groupby(
+    ['task', 'metric']
+  ):
     histories = {}
     for row in of_task.itertuples():
       run = runs_lib.Run(task, row.init, row.fraction, row.seed)
@@ -251,7 +266,7 @@ def _merge(folder, before, settings) -> None:
 
 def _run_all(
   plan, missing, processes
-) -> Iterator[tuple[runs_lib.Run, dict[str, object]]]:
+) -> Iterator[tuple[runs_lib.Run, list[dict[str, object]]]]:
   """Yields runs with their rows, as they are done."""
   # Not max_tasks_per_child: with it the pool of Python 3.11 hangs once all its
   # processes have had their share.

@@ -374,7 +374,7 @@ def _mutate_rows(rng, files):
 
 def _read_rows(folder):
   rows = tables.read_rows(os.path.join(folder, 'rows.csv'))
-  assert not rows.duplicated(tables.RUN).any()
+  assert not rows.duplicated(tables.NETWORK).any()
 
 
 def _write_embeddings(folder):

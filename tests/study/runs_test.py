@@ -36,9 +36,10 @@ def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
   shorter = runs_lib.Plan(
     cut.tasks, cut.starts, (*_SMALL, 'boxes:train.epochs = 1'), cut.folder
   )
-  assert runs_lib.train_and_measure(shorter, run)['epochs'] == 1
-  found = runs_lib.train_and_measure(cut, run)
-  wanted = runs_lib.train_and_measure(whole, run)
+  (begun,) = runs_lib.train_and_measure(shorter, run)
+  assert begun['epochs'] == 1
+  (found,) = runs_lib.train_and_measure(cut, run)
+  (wanted,) = runs_lib.train_and_measure(whole, run)
   assert found['epochs'] == wanted['epochs'] == 2
   assert found['value'] == pytest.approx(wanted['value'], abs=0.02)
   assert 'resuming after epoch 1' in capsys.readouterr().out

@@ -12,11 +12,12 @@ def make_rows(values, metric='auc'):
         'init': init,
         'fraction': fraction,
         'seed': seed,
-        'metric': metric,
-        'value': value,
         'learning_rate': 1e-3,
         'epochs': 3,
         'best_epoch': 2,
+        'metric': metric,
+        'validation': value,
+        'value': value,
         'seconds': 1.5,
       }
       for (init, fraction), of_seeds in values.items()

@@ -1,6 +1,7 @@
 """Means and significance of a study, by closed forms."""
 
 import numpy as np
+import pandas as pd
 import pytest
 from scipy import stats
 
@@ -66,6 +67,45 @@ def test_the_table_says_with_how_few_labels_scratch_is_reached():
   assert 'words does not reach scratch with all labels (0.800).' in lines
 
 
+def _with_another_rate():
+  """Returns rows that have a second network each, worse in validation."""
+  rows = study_rows.make_rows(study_rows.VALUES)
+  worse = rows.assign(
+    learning_rate=1e-2,
+    validation=rows['validation'] - 0.1 * rows['seed'],
+    value=np.nan,
+  )
+  return pd.concat([worse, rows], ignore_index=True)
+
+
+def test_networks_that_were_not_measured_do_not_count():
+  pd.testing.assert_frame_equal(
+    tables.summarize(_with_another_rate()),
+    tables.summarize(study_rows.make_rows(study_rows.VALUES)),
+  )
+
+
+def test_validation_is_compared_by_learning_rate():
+  summary = tables.summarize_learning_rates(_with_another_rate())
+  cells = summary.set_index(['init', 'fraction', 'learning_rate'])
+  worse = [0.50 - 0.1, 0.60 - 0.2, 0.55 - 0.3]
+  cell = cells.loc[('scratch', 0.1, 1e-2)]
+  assert cell['mean'] == pytest.approx(np.mean(worse))
+  assert cell['sd'] == pytest.approx(np.std(worse, ddof=1))
+  assert cell['runs'] == 3
+  lines = tables.learning_rates_to_markdown(summary).splitlines()
+  assert lines[:3] == [
+    '| validation of nodules, AUC, 10 % of the labels | learning rate 0.001 |'
+    ' learning rate 0.01 |',
+    '|---|---|---|',
+    f'| scratch | 0.550 ± 0.050 | {cell["mean"]:.3f} ± {cell["sd"]:.3f} |',
+  ]
+  one_rate = tables.summarize_learning_rates(
+    study_rows.make_rows(study_rows.VALUES)
+  )
+  assert tables.learning_rates_to_markdown(one_rate) == ''
+
+
 def test_a_table_of_something_else_is_named(tmp_path):
   path = tmp_path / 'rows.csv'
   assert tables.read_rows(str(path)).empty
@@ -92,3 +132,13 @@ def test_a_run_that_is_there_twice_is_refused(tmp_path):
   path.write_text(text + text.splitlines()[1] + '\n')
   with pytest.raises(errors.UserError, match='a run is there twice'):
     tables.read_rows(str(path))
+
+
+def test_a_run_has_one_value(tmp_path):
+  rows = _with_another_rate()
+  path = str(tmp_path / 'rows.csv')
+  tables.write(path, rows)
+  pd.testing.assert_frame_equal(tables.read_rows(path), rows)
+  tables.write(path, rows.fillna({'value': 0.5}))
+  with pytest.raises(errors.UserError, match='a run is there twice'):
+    tables.read_rows(path)

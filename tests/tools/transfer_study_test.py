@@ -88,12 +88,17 @@ def test_it_trains_measures_and_goes_on(study, tmp_path, capsys):
   assert (folder / 'learning_curves_boxes.png').exists()
 
 
-def test_the_learning_rate_is_chosen_on_validation(study, tmp_path):
+def test_the_learning_rate_is_chosen_on_validation(study, tmp_path, capsys):
   # The first changes nothing, so the second has to be better.
   study(learning_rates=['boxes=1e-9,1e-2'])
   folder = tmp_path / 'study'
-  rows = tables.read_rows(str(folder / 'rows.csv'))
+  networks = tables.read_rows(str(folder / 'rows.csv'))
+  assert list(networks['learning_rate']) == [1e-9, 1e-2]
+  rows = tables.measured(networks).reset_index()
   assert list(rows['learning_rate']) == [1e-2]
+  summary = (folder / 'summary.md').read_text()
+  assert '| validation of boxes, IoU, 50 % of the labels |' in summary
+  assert capsys.readouterr().out.startswith('[1/1] boxes, scratch, 50 % of ')
   run = folder / 'runs' / 'boxes' / 'scratch' / 'fraction_0.5' / 'seed_1'
   best = {}
   for rate in ('1e-09', '0.01'):
@@ -102,6 +107,8 @@ def test_the_learning_rate_is_chosen_on_validation(study, tmp_path):
     history = pd.read_csv(workdir / 'history.csv')
     lowest_loss = history['validation/loss'].argmin()
     best[rate] = history['validation/iou'][lowest_loss]
+    (network,) = networks[networks['learning_rate'] == float(rate)].itertuples()
+    assert network.validation == pytest.approx(best[rate])
   assert best['0.01'] > best['1e-09']
   # What was not chosen never saw the test split.
   assert not (run / 'learning_rate_1e-09' / 'test').exists()
@@ -226,7 +233,7 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
     check=False,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  rows = tables.read_rows(str(tmp_path / 'study' / 'rows.csv'))
+  rows = tables.measured(tables.read_rows(str(tmp_path / 'study' / 'rows.csv')))
   assert set(rows['task']) == {'candidates', 'nodules'}
   assert set(rows['init']) == {'scratch', 'words', 'restoration', 'both'}
   assert len(rows) == 8

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import math
 import os
 import shutil
 import sys
@@ -159,7 +160,7 @@ def begin_process(parent: int, processes: int) -> None:
   threading.Thread(target=watch, daemon=True).start()
 
 
-def run_in_process(plan: Plan, run: Run) -> dict[str, object]:
+def run_in_process(plan: Plan, run: Run) -> list[dict[str, object]]:
   """Calls `train_and_measure` in a process that `begin_process` began.
 
   What it prints goes to LOG_FILE in the folder of the run.
@@ -175,7 +176,7 @@ def run_in_process(plan: Plan, run: Run) -> dict[str, object]:
   return train_and_measure(plan, run)
 
 
-def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
+def train_and_measure(plan: Plan, run: Run) -> list[dict[str, object]]:
   """Trains a network with each learning rate and measures the best.
 
   Goes on where it was cut off. The best is that with the highest metric of
@@ -186,35 +187,23 @@ def train_and_measure(plan: Plan, run: Run) -> dict[str, object]:
     run: the start, the labels and the seed.
 
   Returns:
-    The row of the study's table: the fields of the run, `metric`, `value` (of
-    the metric on the test split, at the best epoch as `train.best_metric` has
-    it), the `learning_rate`, `epochs` and `best_epoch` of that network, and
-    `seconds` of all.
+    The rows of the study's table, a network each: the fields of the run,
+    `learning_rate`, `epochs`, `best_epoch` (as `train.best_metric` has it),
+    `metric`, `validation` (of the metric at that epoch), `value` (of the metric
+    on the test split; NaN for all networks but the best) and `seconds`.
 
   Raises:
     UserError: a setting or the data is wrong.
   """
-  start = time.monotonic()
   try:
-    measured = _train_and_measure(plan, run)
+    rows = [
+      _train(plan, run, bindings)
+      for bindings in _learning_rate_bindings(plan, run)
+    ]
+    _measure(plan, run, max(rows, key=lambda row: row['validation']))
   except errors.UserError as error:
     raise errors.UserError(f'{describe(run)}: {error}') from error
-  seconds = round(time.monotonic() - start, 1)
-  return {**dataclasses.asdict(run), **measured, 'seconds': seconds}
-
-
-def _train_and_measure(plan, run) -> dict[str, object]:
-  task = plan.tasks[run.task]
-  networks = [
-    _train(plan, run, bindings)
-    for bindings in _learning_rate_bindings(plan, run)
-  ]
-  _, best = max(networks, key=lambda network: network[0])
-  workdir = plan.workdir(run, best['learning_rate'])
-  metrics = evaluation_report.evaluate(
-    workdir, task.data_dir, os.path.join(workdir, 'test'), resamples=0
-  )
-  return {'metric': task.metric, 'value': metrics[task.metric].value, **best}
+  return rows
 
 
 def _learning_rate_bindings(plan, run) -> list[list[str]]:
@@ -224,8 +213,9 @@ def _learning_rate_bindings(plan, run) -> list[list[str]]:
   return [[f'train.learning_rate = {rate!r}'] for rate in rates]
 
 
-def _train(plan, run, bindings) -> tuple[float, dict[str, object]]:
-  """Trains one network; returns its metric of validation, and its columns."""
+def _train(plan, run, bindings) -> dict[str, object]:
+  """Trains a network; returns its row."""
+  start = time.monotonic()
   task = plan.tasks[run.task]
   keras.backend.clear_session()
   gin_files.parse(
@@ -246,11 +236,28 @@ def _train(plan, run, bindings) -> tuple[float, dict[str, object]]:
   history = loop.train(workdir, devices.make_strategy('all'), training)
   _, description = checkpoints.load_model(workdir)
   epoch = description['epoch']
-  return history[epoch - 1][f'validation/{task.metric}'], {
+  return {
+    **dataclasses.asdict(run),
     'learning_rate': training.learning_rate,
     'epochs': len(history),
     'best_epoch': epoch,
+    'metric': task.metric,
+    'validation': history[epoch - 1][f'validation/{task.metric}'],
+    'value': math.nan,
+    'seconds': round(time.monotonic() - start, 1),
   }
+
+
+def _measure(plan, run, row) -> None:
+  """Fills in the `value` of the network of a row."""
+  workdir = plan.workdir(run, row['learning_rate'])
+  metrics = evaluation_report.evaluate(
+    workdir,
+    plan.tasks[run.task].data_dir,
+    os.path.join(workdir, 'test'),
+    resamples=0,
+  )
+  row['value'] = metrics[row['metric']].value
 
 
 def remove_weights(plan: Plan, run: Run) -> None:

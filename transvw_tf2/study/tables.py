@@ -12,25 +12,29 @@ from transvw_tf2 import errors
 from transvw_tf2 import output_file
 from transvw_tf2.study import runs as runs_lib
 
-# Columns that tell runs apart.
+# Columns that tell runs apart, and the networks of runs.
 RUN = [field.name for field in dataclasses.fields(runs_lib.Run)]
+NETWORK = [*RUN, 'learning_rate']
 _GROUP = ['task', 'metric', 'fraction', 'init']
 _TYPES = {
   'task': str,
   'init': str,
   'fraction': float,
   'seed': int,
-  'metric': str,
-  'value': float,
   'learning_rate': float,
   'epochs': int,
   'best_epoch': int,
+  'metric': str,
+  'validation': float,
+  'value': float,
   'seconds': float,
 }
 
 
 def read_rows(path: str) -> pd.DataFrame:
   """Reads the rows of a study, none where there is no file yet.
+
+  They are those of `runs.train_and_measure`, a network each.
 
   Raises:
     UserError: it is no such table.
@@ -40,7 +44,7 @@ def read_rows(path: str) -> pd.DataFrame:
   try:
     # As text: some versions of pandas do not read floats to the last bit.
     rows = pd.read_csv(path, dtype=str)[list(_TYPES)].astype(_TYPES)
-    if rows.duplicated(RUN).any():
+    if rows.duplicated(NETWORK).any() or measured(rows).duplicated(RUN).any():
       raise ValueError('a run is there twice')
     return rows
   except (KeyError, ValueError, OverflowError, TypeError) as error:
@@ -48,6 +52,11 @@ def read_rows(path: str) -> pd.DataFrame:
       f'{path} is not the table of a study ({error}): wanted the columns'
       f' {",".join(_TYPES)}; move it away'
     ) from error
+
+
+def measured(rows: pd.DataFrame) -> pd.DataFrame:
+  """Returns the rows of networks that saw the test split, one of each run."""
+  return rows.dropna(subset=['value'])
 
 
 def write(path: str, table: pd.DataFrame) -> None:
@@ -67,6 +76,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
     `difference` from scratch with the same labels, and `p` of a two-sided
     paired t-test of it over the seeds; NaN where a seed or two are too few.
   """
+  rows = measured(rows)
   summary = []
   for key, group in rows.groupby(_GROUP, sort=True):
     group = dict(zip(_GROUP, key, strict=True))
@@ -96,6 +106,20 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
   return pd.DataFrame(summary)
 
 
+def summarize_learning_rates(rows: pd.DataFrame) -> pd.DataFrame:
+  """Returns mean and sd in validation by task, fraction, init and rate.
+
+  Args:
+    rows: as of `read_rows`.
+
+  Returns:
+    A row per task, fraction, init and learning rate: `runs`, and of the metric
+    of validation at each network's best epoch `mean` and `sd` (of a sample).
+  """
+  groups = rows.groupby([*_GROUP, 'learning_rate'])['validation']
+  return groups.agg(runs='size', mean='mean', sd='std').reset_index()
+
+
 def _values(rows, group) -> pd.Series:
   """Returns the values of a group by seed."""
   wanted = (rows[list(group)] == pd.Series(group)).all(axis=1)
@@ -120,10 +144,40 @@ def to_markdown(summary: pd.DataFrame) -> str:
     for init in inits:
       lines.append(
         f'| {init} |'
-        + ''.join(f' {_cell(cells, init, one)} |' for one in fractions)
+        + ''.join(f' {_cell(cells, (init, one))} |' for one in fractions)
       )
     parts.append('\n'.join([*lines, '', *_as_good_as_scratch(of_task, inits)]))
   return '\n\n'.join(parts) + '\n'
+
+
+def learning_rates_to_markdown(summary: pd.DataFrame) -> str:
+  """Returns a table per task and fraction, inits down and rates across.
+
+  Those with a single rate are left out.
+
+  Args:
+    summary: as of `summarize_learning_rates`.
+  """
+  parts = []
+  for key, group in summary.groupby(['task', 'metric', 'fraction']):
+    task, metric, fraction = key
+    rates = sorted(set(group['learning_rate']))
+    if len(rates) == 1:
+      continue
+    lines = [
+      f'| validation of {runs_lib.title(task, metric)},'
+      f' {100 * fraction:g} % of the labels |'
+      + ''.join(f' learning rate {rate:g} |' for rate in rates),
+      '|---' * (len(rates) + 1) + '|',
+    ]
+    cells = group.set_index(['init', 'learning_rate'])
+    for init in sort_inits(group['init']):
+      lines.append(
+        f'| {init} |'
+        + ''.join(f' {_cell(cells, (init, rate))} |' for rate in rates)
+      )
+    parts.append('\n'.join(lines) + '\n')
+  return '\n'.join(parts)
 
 
 def sort_inits(inits) -> list[str]:
@@ -131,14 +185,14 @@ def sort_inits(inits) -> list[str]:
   return sorted(set(inits), key=lambda one: (one != runs_lib.SCRATCH, one))
 
 
-def _cell(cells, init, fraction) -> str:
-  if (init, fraction) not in cells.index:
+def _cell(cells, key) -> str:
+  if key not in cells.index:
     return ''
-  cell = cells.loc[init, fraction]
+  cell = cells.loc[key]
   text = f'{cell["mean"]:.3f}'
   if math.isfinite(cell['sd']):
     text += f' ± {cell["sd"]:.3f}'
-  if math.isfinite(cell['p']):
+  if math.isfinite(cell.get('p', math.nan)):
     text += f' (p = {cell["p"]:.2g})'
   return text
 
