@@ -390,6 +390,12 @@ def test_features_are_averaged_over_the_parts_of_a_cube(grid):
   )
 
 
+def test_features_are_averaged_around_the_middle_of_a_cube():
+  features = np.random.default_rng(3).random((2, 4, 3, 1, 5), np.float32)
+  want = (features[:, 1, 1, 0] + features[:, 2, 1, 0]) / 2
+  np.testing.assert_allclose(blocks.pool_centre(features), want, rtol=1e-6)
+
+
 @pytest.mark.parametrize('grid', [(3, 1, 1), (1, 4, 1), (0, 1, 1), (2, 2)])
 def test_unequal_parts_are_refused(grid):
   with pytest.raises(ValueError, match=r'divide .* \(4, 6, 2\)'):

@@ -226,6 +226,32 @@ def test_each_rising_metric_can_choose_the_best(
   assert description['epoch'] == 1 + int(np.argmax(values))
 
 
+def test_features_of_the_centre_find_what_is_small():
+  """A voxel in the middle tells classes apart, all the others do not."""
+  rng = np.random.default_rng(1)
+  cubes = rng.random((64, 16, 16, 16, 1)).astype(np.float32)
+  labels = np.arange(64) % 2
+  cubes[:, 7:9, 7:9, 7:9] += labels[:, None, None, None, None]
+  areas = {}
+  for centre_features in (False, True):
+    keras.utils.set_random_seed(3)
+    model = models.build_classifier(
+      2, base_filters=4, depth=4, centre_features=centre_features
+    )
+    optimizer = keras.optimizers.Adam(1e-2)
+    for _ in range(5):
+      with tf.GradientTape() as tape:
+        named = model(cubes[:32], training=True)['probabilities']
+        loss = tf.reduce_mean(
+          keras.losses.sparse_categorical_crossentropy(labels[:32], named)
+        )
+      variables = model.trainable_variables
+      optimizer.apply(tape.gradient(loss, variables), variables)
+    scores = model(cubes[32:], training=True)['probabilities'][:, 1]
+    areas[centre_features] = sklearn_metrics.roc_auc_score(labels[32:], scores)
+  assert areas[True] > 0.95 > areas[False]
+
+
 def test_a_fraction_is_of_patients_and_nested(data_dir):
   data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id'))
 
@@ -392,15 +418,25 @@ def test_gin_files_parse(run, kind):
     gin.clear_config()
 
 
-def test_the_classifier_is_the_encoder_with_a_dense_layer(tmp_path):
-  model = models.build_classifier(3, **_SIZES)
+@pytest.mark.parametrize('centre_features', [False, True])
+def test_the_classifier_is_the_encoder_with_a_dense_layer(
+  tmp_path, centre_features
+):
+  model = models.build_classifier(3, centre_features=centre_features, **_SIZES)
   cubes = tf.random.stateless_uniform((2, *_SHAPE, 1), (1, 2))
   outputs = model(cubes)
-  bottleneck, _ = model.encoder(cubes)
+  bottleneck, skips = model.encoder(cubes)
   pooled = np.mean(bottleneck, axis=(1, 2, 3))
   np.testing.assert_allclose(outputs['embedding'], pooled, rtol=1e-5)
+  features = [pooled]
+  if centre_features:
+    assert len(skips) == 1
+    for level in (*skips, bottleneck):
+      z, x, y = (side // 2 for side in level.shape[1:4])
+      middle = np.asarray(level)[:, z - 1 : z + 1, x - 1 : x + 1, y - 1 : y + 1]
+      features.append(middle.mean(axis=(1, 2, 3)))
   kernel, bias = model.cls_output.get_weights()
-  logits = pooled @ kernel + bias
+  logits = np.concatenate(features, axis=1) @ kernel + bias
   want = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
   np.testing.assert_allclose(outputs['probabilities'], want, rtol=1e-5)
   path = str(tmp_path / 'model.keras')

@@ -94,6 +94,7 @@ def build_classifier(
   num_classes: int,
   base_filters: int = 32,
   depth: int = 4,
+  centre_features: bool = False,
   synchronized_batch_norm: bool = False,
   dtype: str = 'float32',
 ) -> transfer.Classifier:
@@ -102,6 +103,7 @@ def build_classifier(
     num_classes=num_classes,
     base_filters=base_filters,
     depth=depth,
+    centre_features=centre_features,
     synchronized_batch_norm=synchronized_batch_norm,
     dtype=dtype,
   )

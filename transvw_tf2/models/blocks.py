@@ -86,6 +86,23 @@ def pool_grid(features, grid: Sequence[int] = (1, 1, 1)):
   )
 
 
+def pool_centre(features):
+  """Averages features around the middle of a cube.
+
+  Args:
+    features: float (B, Z, X, Y, C), as they are between blocks.
+
+  Returns:
+    float32 (B, C), of the two voxels around the middle along each axis, or of
+    the one in the middle where their number is odd.
+  """
+  features = keras.ops.cast(features, 'float32')
+  z, x, y = (
+    slice((side - 1) // 2, side // 2 + 1) for side in features.shape[1:4]
+  )
+  return keras.ops.mean(features[:, z, x, y], axis=(1, 2, 3))
+
+
 def check_grid(grid: Sequence[int], sides: Sequence[int]) -> None:
   """Checks that features of some sides can be cut into equal parts.
 

@@ -1,7 +1,8 @@
 """Networks of target tasks, which start from pre-trained parts.
 
 A classifier is the encoder with a pool and a dense layer (TransVW, section
-III-C); a segmentation network is the U-Net itself, `models.unet3d`.
+III-C), which can be given the features in the middle of the cube as well; a
+segmentation network is the U-Net itself, `models.unet3d`.
 """
 
 import keras
@@ -14,7 +15,7 @@ _PACKAGE = 'transvw_tf2'
 
 @keras.saving.register_keras_serializable(package=_PACKAGE)
 class Classifier(keras.Model):
-  """Encoder, global average pool and softmax over the classes."""
+  """Encoder, global average pool, dense layer and softmax over the classes."""
 
   def __init__(
     self,
@@ -22,6 +23,7 @@ class Classifier(keras.Model):
     base_filters: int = 32,
     depth: int = 4,
     synchronized_batch_norm: bool = False,
+    centre_features: bool = False,
     **kwargs,
   ):
     """Initialises the network.
@@ -31,12 +33,17 @@ class Classifier(keras.Model):
       base_filters: filters of the very first block.
       depth: levels, at least 2.
       synchronized_batch_norm: see blocks.ConvBlock.
+      centre_features: also give the dense layer the features of all levels
+        around the middle of the cube (hypercolumns; Hariharan et al., CVPR
+        2015). For what is small and in the middle of its cube, such as a nodule
+        candidate, of which a mean over the whole cube keeps little.
       **kwargs: passed to keras.Model.
     """
     kwargs.setdefault('name', 'classifier')
     super().__init__(**kwargs)
     blocks.check_positive(num_classes=num_classes)
     self.num_classes = num_classes
+    self.centre_features = centre_features
     self.encoder = unet3d.Encoder(
       base_filters, depth, synchronized_batch_norm, dtype=self.dtype_policy
     )
@@ -55,13 +62,18 @@ class Classifier(keras.Model):
     return self.encoder.embedding_size
 
   @property
+  def _num_features(self) -> int:
+    levels = self.encoder.conv_blocks[1::2] if self.centre_features else []
+    return self.embedding_size + sum(block.filters for block in levels)
+
+  @property
   def parts(self) -> dict[str, list[keras.layers.Layer]]:
     """Layers by what another network can start from."""
     return {'encoder': [self.encoder], 'classifier': [self.cls_output]}
 
   def build(self, cubes_shape):
     self.encoder.build(cubes_shape)
-    self.cls_output.build((None, self.embedding_size))
+    self.cls_output.build((None, self._num_features))
 
   def call(self, cubes, training=None):
     """Classifies and embeds cubes.
@@ -76,10 +88,13 @@ class Classifier(keras.Model):
     Raises:
       ValueError: the sides of the cubes do not fit.
     """
-    bottleneck, _ = self.encoder(cubes, training=training)
+    bottleneck, skips = self.encoder(cubes, training=training)
     embedding = self.global_pool(bottleneck)
+    features = [embedding]
+    if self.centre_features:
+      features += map(blocks.pool_centre, [*skips, bottleneck])
     return {
-      'probabilities': self.cls_output(embedding),
+      'probabilities': self.cls_output(keras.ops.concatenate(features, -1)),
       'embedding': embedding,
     }
 
@@ -103,4 +118,5 @@ class Classifier(keras.Model):
       **self.encoder.get_config(),
       **super().get_config(),
       'num_classes': self.num_classes,
+      'centre_features': self.centre_features,
     }
