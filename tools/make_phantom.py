@@ -35,6 +35,9 @@ _NUMBERS = [
   flags.DEFINE_float('translation_sd', None, 'Of the position, mm.'),
   flags.DEFINE_float('rotation_sd', None, 'Of the pose, degrees.'),
   flags.DEFINE_float('displacement_sd', None, 'Of the bending, mm.'),
+  flags.DEFINE_float(
+    'attached', None, 'Share of the nodules that touch the pleura or a vessel.'
+  ),
 ]
 _RANGES = [
   flags.DEFINE_list('scale', None, 'Size of patients, LOWEST,HIGHEST.'),
@@ -44,6 +47,11 @@ _RANGES = [
   flags.DEFINE_list('noise', None, 'Sd of the noise, LOWEST,HIGHEST HU.'),
   flags.DEFINE_list('diameter', None, 'Of nodules, LOWEST,HIGHEST mm.'),
 ]
+_DETECTED_CANDIDATES = flags.DEFINE_bool(
+  'detected_candidates',
+  False,
+  "False candidates are what a blob detector finds, as LUNA16's; else vessels.",
+)
 _NODULES = flags.DEFINE_list(
   'nodules',
   None,
@@ -95,6 +103,8 @@ def _make_variation() -> phantom.Variation | None:
       changes[flag.name] = _parse(flag, 2, float, 'LOWEST,HIGHEST')
   if _NODULES.value is not None:
     changes['nodules'] = _parse(_NODULES, 2, int, 'LOWEST,HIGHEST')
+  if _DETECTED_CANDIDATES.value:
+    changes['detected_candidates'] = True
   if not changes:
     return None
   if _FROM.value is None:

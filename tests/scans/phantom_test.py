@@ -143,6 +143,43 @@ def test_nodules_have_their_volume_and_lie_in_no_other_patients():
   assert volume == pytest.approx(wanted, rel=0.2)
 
 
+def _count_beyond(patient, nodule, reach):
+  """Returns the share of a sphere around a nodule that is not in the lungs."""
+  rng = np.random.default_rng(5)
+  sphere = rng.normal(size=(500, 3))
+  sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+  points = nodule.centre + reach * sphere
+  voxels = np.rint(patient.geometry.world_to_voxel(points)).astype(int)
+  return (patient.lung_mask[tuple(voxels.T)] == 0).mean()
+
+
+def test_attached_nodules_touch_the_pleura_or_a_vessel():
+  variation = phantom.Variation(nodules=(5, 5), diameter=(4, 9), attached=1.0)
+  vessels = template_lib.draw().vessels
+  at_pleura = at_vessel = 0
+  for index in range(3):
+    one = phantom.make_patient(3, index, _SIZE, variation)
+    places = one.truth.bend.invert(vessels)
+    for nodule in one.nodules:
+      beyond = _count_beyond(one, nodule, max(nodule.radii))
+      distance = np.linalg.norm(places - nodule.centre, axis=-1).min()
+      # The mask has voxels of 2 mm, so a nodule may seem to touch and not do.
+      if beyond > 0.05:
+        at_pleura += 1
+        assert beyond < 0.5
+      else:
+        at_vessel += 1
+        assert distance < max(nodule.radii) + 0.1
+  assert at_pleura + at_vessel > 10
+  assert min(at_pleura, at_vessel) > 2
+  # Others have lung all around.
+  alone = phantom.make_patient(
+    3, 0, _SIZE, dataclasses.replace(variation, attached=0.0)
+  )
+  for nodule in alone.nodules:
+    assert not _count_beyond(alone, nodule, max(nodule.radii) + 1.5)
+
+
 def test_the_table_lies_behind_the_body_and_is_not_bent(quiet):
   pieces, _ = ndimage.label(quiet.hu > -500)
   sizes = np.bincount(pieces.ravel())[1:]
@@ -334,6 +371,16 @@ def test_nodules_are_all_that_a_bent_scan_with_nodules_differs_in():
   size = (96, 96, 64)
   one = phantom.bend_scan(source, 2, 5, size, variation, lungs)
   plain = phantom.bend_scan(source, 2, 5, size, variation)
+  with_blobs = phantom.bend_scan(
+    source,
+    2,
+    5,
+    size,
+    dataclasses.replace(variation, detected_candidates=True),
+    lungs,
+  )
+  np.testing.assert_array_equal(with_blobs.hu, one.hu)
+  assert (with_blobs.false_candidates[:1] != one.false_candidates[:1]).any()
   assert len(one.nodules) == 3 and not plain.nodules
   assert one.false_candidates.shape == (6, 3)
   points = one.geometry.voxel_to_world(

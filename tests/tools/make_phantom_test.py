@@ -105,6 +105,7 @@ def test_it_bends_a_real_scan(make, tmp_path):
     ({'scale': ['1']}, '--scale must be LOWEST,HIGHEST, got 1'),
     ({'nodules': ['1', '2.5']}, '--nodules must be LOWEST,HIGHEST, got 1,2.5'),
     ({'scale': ['2', '1']}, r'scale must be \(lowest, highest\)'),
+    ({'attached': 1.5}, 'attached must be a share from 0 to 1, got 1.5'),
     ({'displacement_sd': 9.0}, 'displacement_sd is 9.0 mm; at most'),
     ({'out': '/proc/nowhere/out'}, '--out /proc/nowhere/out cannot be made'),
   ],

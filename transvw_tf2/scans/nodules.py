@@ -1,4 +1,4 @@
-"""Nodules, each synthetic patient's own, and places that resemble them."""
+"""Nodules, each synthetic patient's own."""
 
 import dataclasses
 
@@ -13,7 +13,9 @@ from transvw_tf2.scans.anatomy import canvas
 _MARGIN = 3.0
 # Places that are tried as centres of nodules.
 _TRIES = 3000
-_FALSE_CANDIDATES = 6
+_KINDS = ('solitary', 'juxtapleural', 'juxtavascular')
+# Of a juxtapleural nodule's surface, how much lies beyond the pleura.
+_BEYOND_PLEURA = (0.05, 0.4)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -66,6 +68,7 @@ def draw(
   lungs: Lungs,
   number: tuple[int, int],
   diameter: tuple[float, float],
+  attached: float = 0.0,
 ) -> tuple[Nodule, ...]:
   """Draws nodules that lie in the lungs, in the scan and apart.
 
@@ -76,6 +79,7 @@ def draw(
     number: lowest and highest number; fewer where the lungs in the scan do not
       hold as many.
     diameter: lowest and highest, mm; small ones are more frequent.
+    attached: share that touches the pleura or a vessel, half of them each.
   """
 
   def in_lung(points):
@@ -83,49 +87,48 @@ def draw(
     label = ndimage.map_coordinates(lungs.mask, index.T, order=0)
     return (label > 0) & truth.in_scan(points)
 
+  def fits(kind, centre, radius):
+    """Returns whether a nodule lies in the lungs as one of its kind does."""
+    if kind == 'solitary':
+      return in_lung(centre + sphere * (radius + _MARGIN)).all()
+    beyond = 1.0 - in_lung(centre + sphere * radius).mean()
+    if kind == 'juxtavascular':
+      return beyond == 0
+    return _BEYOND_PLEURA[0] <= beyond <= _BEYOND_PLEURA[1]
+
   wanted = int(rng.integers(number[0], number[1] + 1))
   middle, half = lungs.box
   places = rng.uniform(-1.0, 1.0, (_TRIES, 3)) * half + middle
   centres = truth.bend.invert(places)
   sphere = rng.normal(size=(60, 3))
   sphere /= np.linalg.norm(sphere, axis=1, keepdims=True)
+  kinds = ['solitary'] * wanted
+  if attached:
+    shares = [1.0 - attached, attached / 2, attached / 2]
+    kinds = list(rng.choice(_KINDS, wanted, p=shares))
+    vessels = truth.bend.invert(rng.choice(lungs.vessels, _TRIES))
   found = []
-  for centre in centres[in_lung(centres)]:
+  for place, centre in enumerate(centres):
     if len(found) == wanted:
       break
+    if not in_lung(centre[np.newaxis])[0]:
+      continue
     radius = np.exp(rng.uniform(*np.log(diameter))) / 2
     radii = radius * rng.uniform(0.85, 1.15, size=3)
     hu = rng.uniform(-40.0, 80.0)
+    kind = kinds[len(found)]
+    if kind == 'juxtavascular':
+      centre = vessels[place] + radius * sphere[place % len(sphere)]
     reach = radii.max() + _MARGIN
     apart = all(
       np.linalg.norm(centre - other.centre) > reach + max(other.radii)
       for other in found
     )
-    if apart and in_lung(centre + sphere * reach).all():
+    if apart and fits(kind, centre, radii.max()):
       found.append(
         Nodule(tuple(centre.tolist()), tuple(radii.tolist()), float(hu))
       )
   return tuple(found)
-
-
-def draw_false_candidates(
-  rng: np.random.Generator,
-  truth: bend_lib.Truth,
-  lungs: Lungs,
-  nodules,
-) -> np.ndarray:
-  """Draws vessels that could be taken for nodules: float64 (n, 3) world mm.
-
-  They lie in the scan, and 10 mm or more from the nodules.
-  """
-  count = min(20 * _FALSE_CANDIDATES, len(lungs.vessels))
-  places = rng.choice(lungs.vessels, count, replace=False)
-  points = truth.bend.invert(places)
-  wanted = truth.in_scan(points)
-  for nodule in nodules:
-    distance = np.linalg.norm(points - nodule.centre, axis=-1)
-    wanted &= distance > max(nodule.radii) + 10.0
-  return points[wanted][:_FALSE_CANDIDATES]
 
 
 def add(

@@ -20,6 +20,7 @@ import tqdm
 
 from transvw_tf2 import errors
 from transvw_tf2.scans import bend as bend_lib
+from transvw_tf2.scans import false_candidates as candidate_lib
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import nodules as nodule_lib
@@ -55,6 +56,9 @@ class Variation:
     lung_density: range of what is added to the lungs' HU.
     nodules: range of the number of nodules.
     diameter: range of the diameter of a nodule, mm.
+    attached: share of the nodules that touch the pleura or a vessel.
+    detected_candidates: false candidates are what a blob detector finds in the
+      scan, as in LUNA16's; else places in vessels.
 
   Raises:
     errors.UserError: a value is out of its range.
@@ -71,6 +75,10 @@ class Variation:
   lung_density: tuple[float, float] = (-20.0, 30.0)
   nodules: tuple[int, int] = (1, 4)
   diameter: tuple[float, float] = (6.0, 25.0)
+  # Not in the names of the fields that scan ids are made of: those of patients
+  # without attached nodules stay as they were, and candidates change no scan.
+  attached: float = dataclasses.field(default=0.0, repr=False)
+  detected_candidates: bool = dataclasses.field(default=False, repr=False)
 
   def __post_init__(self):
     least = {'lung_density': -np.inf, 'noise': 0.0, 'nodules': 0}
@@ -78,7 +86,11 @@ class Variation:
       name, value = field.name, getattr(self, field.name)
       if name.endswith('_sd'):
         wanted, good = '0 or more', 0 <= value < np.inf
-      elif value is None and name == 'slice_thickness':
+      elif name == 'attached':
+        wanted, good = 'a share from 0 to 1', 0 <= value <= 1
+      elif name == 'detected_candidates' or (
+        value is None and name == 'slice_thickness'
+      ):
         continue
       else:
         # The other ranges are of lengths, which are positive.
@@ -150,11 +162,14 @@ def make_patient(
   )
   truth = _draw_truth(rng, geometry, np.zeros(3), variation)
   nodules = nodule_lib.draw(
-    rng, truth, lungs, variation.nodules, variation.diameter
+    rng,
+    truth,
+    lungs,
+    variation.nodules,
+    variation.diameter,
+    variation.attached,
   )
-  false_candidates = nodule_lib.draw_false_candidates(
-    rng, truth, lungs, nodules
-  )
+  false_candidates = candidate_lib.draw_vessels(rng, truth, lungs, nodules)
   density = np.float32(rng.uniform(*variation.lung_density))
   sigma = rng.uniform(*variation.noise)
   table = table_lib.draw(geometry, truth.bend.invert(template.back))
@@ -169,6 +184,10 @@ def make_patient(
       nodule_lib.add(values, slab, geometry, nodule)
     values += table
     hu[slab] = _with_noise(rng, values, sigma)
+  if variation.detected_candidates:
+    false_candidates = candidate_lib.detect_blobs(
+      np.random.default_rng([seed, index, 2]), hu, mask, geometry, nodules
+    )
   return Patient(
     scan_id=_scan_id('template', seed, index, geometry.size, variation),
     hu=hu.T,
@@ -218,11 +237,14 @@ def bend_scan(
     # A stream of its own: with nodules or not, the patient stays the same.
     own = np.random.default_rng([seed, index, 1])
     nodules = nodule_lib.draw(
-      own, truth, lungs, variation.nodules, variation.diameter
+      own,
+      truth,
+      lungs,
+      variation.nodules,
+      variation.diameter,
+      variation.attached,
     )
-    false_candidates = nodule_lib.draw_false_candidates(
-      own, truth, lungs, nodules
-    )
+    false_candidates = candidate_lib.draw_vessels(own, truth, lungs, nodules)
   # Values below air are padding outside the round field of a scanner.
   original = np.maximum(source.hu, _PADDING)
   hu = np.empty(geometry.size[::-1], np.int16)
@@ -233,6 +255,10 @@ def bend_scan(
     for nodule in nodules:
       nodule_lib.add(values, slab, geometry, nodule)
     hu[slab] = _with_noise(rng, values, sigma)
+  if lungs and variation.detected_candidates:
+    false_candidates = candidate_lib.detect_blobs(
+      np.random.default_rng([seed, index, 2]), hu, mask, geometry, nodules
+    )
   digest = hashlib.blake2b(source.hu.tobytes(), digest_size=16).hexdigest()
   return Patient(
     scan_id=_scan_id(digest, seed, index, geometry.size, variation),
@@ -388,6 +414,8 @@ def _write_patient(folder, subset, patient) -> None:
 def _scan_id(original, seed, index, size, variation) -> str:
   """Returns a UID under 2.25, the root of UIDs made from UUIDs."""
   name = f'{original} {seed} {index} {size} {variation}'
+  if variation.attached:
+    name += f' attached {variation.attached}'
   return f'2.25.{uuid.uuid5(uuid.NAMESPACE_OID, name).int}'
 
 
