@@ -35,9 +35,10 @@ source "$(dirname "$0")/venv.sh"
 : "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
 : "${BOTH_CROP:=$CROP}"     # of both
 : "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
-: "${BOTH_FROM:=}"          # words: both goes on from the encoder of words
+: "${BOTH_FROM:=}"         # words or restoration: both goes on from it
 : "${CANDIDATE_EPOCHS:=8}"
 : "${CANDIDATE_RATES:=1e-3,4e-3}"  # a run takes the best in validation
+: "${CENTRE_FEATURES:=True}"  # of the classifier of candidates
 : "${NODULE_EPOCHS:=18}"
 : "${NODULE_RATES:=3e-3,1e-2}"
 : "${SEEDS:=5}"
@@ -113,5 +114,6 @@ python tools/transfer_study.py --output "$OUT/study" \
   --gin_param "candidates:train.epochs = $CANDIDATE_EPOCHS" \
   --gin_param 'candidates:Classification.mirror = "xyz"' \
   --gin_param 'candidates:train.best_metric = "auc"' \
+  --gin_param "candidates:classifier.centre_features = $CENTRE_FEATURES" \
   --gin_param "nodules:train.epochs = $NODULE_EPOCHS" \
   --gin_param "nodules:Segmentation.mirror = '$NODULE_MIRROR'"
