@@ -108,15 +108,13 @@ def draw(
     kinds = list(rng.choice(_KINDS, wanted, p=shares))
     vessels = truth.bend.invert(rng.choice(lungs.vessels, _TRIES))
   found = []
-  for place, centre in enumerate(centres):
+  for place in np.flatnonzero(in_lung(centres)):
     if len(found) == wanted:
       break
-    if not in_lung(centre[np.newaxis])[0]:
-      continue
     radius = np.exp(rng.uniform(*np.log(diameter))) / 2
     radii = radius * rng.uniform(0.85, 1.15, size=3)
     hu = rng.uniform(-40.0, 80.0)
-    kind = kinds[len(found)]
+    kind, centre = kinds[len(found)], centres[place]
     if kind == 'juxtavascular':
       centre = vessels[place] + radius * sphere[place % len(sphere)]
     reach = radii.max() + _MARGIN
