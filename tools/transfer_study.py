@@ -123,14 +123,11 @@ def report(plan: runs_lib.Plan, rows: pd.DataFrame) -> None:
   tables.write(os.path.join(plan.folder, SUMMARY_FILE), summary)
   by_rate = tables.summarize_learning_rates(rows)
   tables.write(os.path.join(plan.folder, LEARNING_RATES_FILE), by_rate)
-  text = '\n'.join(
-    part
-    for part in (
-      tables.to_markdown(summary),
-      tables.learning_rates_to_markdown(by_rate),
-    )
-    if part
+  parts = (
+    tables.to_markdown(summary),
+    tables.learning_rates_to_markdown(by_rate),
   )
+  text = '\n'.join(filter(None, parts))
   with (
     output_file.replacing(os.path.join(plan.folder, MARKDOWN_FILE)) as partial,
     open(partial, 'w', encoding='utf-8') as file,

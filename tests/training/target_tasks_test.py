@@ -227,7 +227,7 @@ def test_each_rising_metric_can_choose_the_best(
 
 
 def test_features_of_the_centre_find_what_is_small():
-  """A voxel in the middle tells classes apart, all the others do not."""
+  """Voxels in the middle tell classes apart, all the others do not."""
   rng = np.random.default_rng(1)
   cubes = rng.random((64, 16, 16, 16, 1)).astype(np.float32)
   labels = np.arange(64) % 2

@@ -161,15 +161,7 @@ def make_patient(
     np.array([np.zeros(3), template_lib.LUNG_BOX]),
   )
   truth = _draw_truth(rng, geometry, np.zeros(3), variation)
-  nodules = nodule_lib.draw(
-    rng,
-    truth,
-    lungs,
-    variation.nodules,
-    variation.diameter,
-    variation.attached,
-  )
-  false_candidates = candidate_lib.draw_vessels(rng, truth, lungs, nodules)
+  nodules, false_candidates = _draw_nodules(rng, truth, lungs, variation)
   density = np.float32(rng.uniform(*variation.lung_density))
   sigma = rng.uniform(*variation.noise)
   table = table_lib.draw(geometry, truth.bend.invert(template.back))
@@ -236,15 +228,7 @@ def bend_scan(
   if lungs:
     # A stream of its own: with nodules or not, the patient stays the same.
     own = np.random.default_rng([seed, index, 1])
-    nodules = nodule_lib.draw(
-      own,
-      truth,
-      lungs,
-      variation.nodules,
-      variation.diameter,
-      variation.attached,
-    )
-    false_candidates = candidate_lib.draw_vessels(own, truth, lungs, nodules)
+    nodules, false_candidates = _draw_nodules(own, truth, lungs, variation)
   # Values below air are padding outside the round field of a scanner.
   original = np.maximum(source.hu, _PADDING)
   hu = np.empty(geometry.size[::-1], np.int16)
@@ -461,6 +445,19 @@ def _draw_truth(rng, geometry, centre, variation) -> bend_lib.Truth:
     displacement_sd=variation.displacement_sd,
   )
   return bend_lib.Truth(geometry, bend)
+
+
+def _draw_nodules(rng, truth, lungs, variation):
+  """Returns the nodules of a patient, and vessels as false candidates."""
+  nodules = nodule_lib.draw(
+    rng,
+    truth,
+    lungs,
+    variation.nodules,
+    variation.diameter,
+    variation.attached,
+  )
+  return nodules, candidate_lib.draw_vessels(rng, truth, lungs, nodules)
 
 
 def _sample(volume, voxels, mode) -> np.ndarray:

@@ -135,17 +135,11 @@ def to_markdown(summary: pd.DataFrame) -> str:
   for (task, metric), of_task in summary.groupby(['task', 'metric']):
     fractions = sorted(set(of_task['fraction']))
     inits = sort_inits(of_task['init'])
-    lines = [
-      f'| {runs_lib.title(task, metric)} |'
-      + ''.join(f' {100 * one:g} % of the labels |' for one in fractions),
-      '|---' * (len(fractions) + 1) + '|',
-    ]
-    cells = of_task.set_index(['init', 'fraction'])
-    for init in inits:
-      lines.append(
-        f'| {init} |'
-        + ''.join(f' {_cell(cells, (init, one))} |' for one in fractions)
-      )
+    lines = _table(
+      runs_lib.title(task, metric),
+      {one: f'{100 * one:g} % of the labels' for one in fractions},
+      of_task.set_index(['init', 'fraction']),
+    )
     parts.append('\n'.join([*lines, '', *_as_good_as_scratch(of_task, inits)]))
   return '\n\n'.join(parts) + '\n'
 
@@ -164,18 +158,12 @@ def learning_rates_to_markdown(summary: pd.DataFrame) -> str:
     rates = sorted(set(group['learning_rate']))
     if len(rates) == 1:
       continue
-    lines = [
-      f'| validation of {runs_lib.title(task, metric)},'
-      f' {100 * fraction:g} % of the labels |'
-      + ''.join(f' learning rate {rate:g} |' for rate in rates),
-      '|---' * (len(rates) + 1) + '|',
-    ]
-    cells = group.set_index(['init', 'learning_rate'])
-    for init in sort_inits(group['init']):
-      lines.append(
-        f'| {init} |'
-        + ''.join(f' {_cell(cells, (init, rate))} |' for rate in rates)
-      )
+    lines = _table(
+      f'validation of {runs_lib.title(task, metric)},'
+      f' {100 * fraction:g} % of the labels',
+      {rate: f'learning rate {rate:g}' for rate in rates},
+      group.set_index(['init', 'learning_rate']),
+    )
     parts.append('\n'.join(lines) + '\n')
   return '\n'.join(parts)
 
@@ -183,6 +171,24 @@ def learning_rates_to_markdown(summary: pd.DataFrame) -> str:
 def sort_inits(inits) -> list[str]:
   """Returns the names of inits, scratch first."""
   return sorted(set(inits), key=lambda one: (one != runs_lib.SCRATCH, one))
+
+
+def _table(title, columns, cells) -> list[str]:
+  """Returns the lines of a table, inits down.
+
+  Args:
+    title: of the first column.
+    columns: headings of the others by key.
+    cells: rows of a summary by (init, key).
+  """
+  lines = [
+    f'| {" | ".join([title, *columns.values()])} |',
+    '|---' * (len(columns) + 1) + '|',
+  ]
+  for init in sort_inits(cells.index.get_level_values('init')):
+    values = (_cell(cells, (init, key)) for key in columns)
+    lines.append(f'| {" | ".join([init, *values])} |')
+  return lines
 
 
 def _cell(cells, key) -> str:
