@@ -11,8 +11,8 @@ from transvw_tf2.scans import nodules as nodule_lib
 # In a patient.
 _NUMBER = 6
 # Of the filter that finds blobs: voxels, sd of its Gaussians (mm), least
-# response (HU) and what is taken for one blob (mm). A patient then has some 620,
-# as a scan has in LUNA16's first list (551,065 candidates in 888 scans).
+# response (HU) and what is taken for one blob (mm). A patient then has some
+# 620, as a scan has in LUNA16's first list (551,065 candidates in 888 scans).
 _SPACING = 2.0
 _SIGMAS = (1.5, 2.5, 4.0)
 _RESPONSE = 300.0
