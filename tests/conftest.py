@@ -10,6 +10,7 @@ import sys
 
 # Before anything imports TensorFlow.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
+os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')  # as transvw_tf2.mains
 
 # PyTorch imports it late, for its optimizers: after TensorFlow that is a
 # segmentation fault (torch 2.14, TensorFlow 2.21), before it is none.

@@ -79,3 +79,12 @@ def test_wrong_flags_of_a_job_are_one_line():
   assert done.returncode == 1
   assert done.stderr.startswith('error: ') and '--n=three' in done.stderr
   assert 'Traceback' not in done.stderr
+
+
+@pytest.mark.parametrize(('chosen', 'taken'), [(None, '1'), ('0', '0')])
+def test_onednn_is_asked_for_unless_the_user_says(monkeypatch, chosen, taken):
+  monkeypatch.delenv('TF_ENABLE_ONEDNN_OPTS', raising=False)
+  if chosen:
+    monkeypatch.setenv('TF_ENABLE_ONEDNN_OPTS', chosen)
+  done = _run("import os; print(os.environ['TF_ENABLE_ONEDNN_OPTS'])")
+  assert done.stdout == f'{taken}\n'

@@ -358,6 +358,19 @@ def test_without_pytorch(train_step, monkeypatch, capsys):
   assert capsys.readouterr().err.count('no PyTorch: train_step_') == 2
 
 
+def test_without_onednn(train_step, monkeypatch):
+  seconds = {'ours': 2.0, 'plain': 3.0, 'eigen': 6.0}
+  monkeypatch.setattr(train_step, '_Side', _fake_side(seconds))
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  with flagsaver.flagsaver(precisions=['float32'], without_onednn=True):
+    rows = _rows(train_step)
+  assert rows['train_step_float32'] == (1.5, 'cubes/s', 3.0, 'eigen')
+  share, own = (
+    rows[f'train_step_float32{one}_share'] for one in ('_eigen', '')
+  )
+  assert share[0] == pytest.approx(own[0] / 3)  # of the same operations
+
+
 @pytest.mark.long
 def test_a_side_is_a_process(train_step):
   pytest.importorskip('torch')

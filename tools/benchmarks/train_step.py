@@ -9,6 +9,8 @@ random cubes that are in memory; no side perturbs them. The sides are
 - ours: fused upsampling, oneDNN, the network not compiled by XLA, as training
   does on a CPU;
 - plain: the same with fused_upsampling=False;
+- eigen, with --without_onednn: ours with TensorFlow's own convolutions, which
+  it takes on CPUs without AVX512 unless asked;
 - pytorch: the same network in PyTorch, channels_last_3d, Adam fused, with
   torch.compile where that is faster;
 - pytorch_tuned: the same with what helps it here beyond that: cubes turned to
@@ -57,7 +59,11 @@ _COMPILE = flags.DEFINE_boolean(
   'torch_compile', True, 'Try torch.compile as well.'
 )
 
-_OURS, _PLAIN = 'ours', 'plain'
+_WITHOUT_ONEDNN = flags.DEFINE_boolean(
+  'without_onednn', False, 'Measure ours without oneDNN as well.'
+)
+
+_OURS, _PLAIN, _EIGEN = 'ours', 'plain', 'eigen'
 _PYTORCH, _TUNED = 'pytorch', 'pytorch_tuned'
 _AXES = {_PYTORCH: 'xyz', _TUNED: 'zxy'}
 # glibc gives arrays back to the system when they are freed: a fifth of the time
@@ -66,6 +72,10 @@ _KEEP_MEMORY = {
   'MALLOC_MMAP_THRESHOLD_': str(2**32),
   'MALLOC_TRIM_THRESHOLD_': str(2**33),
   'MALLOC_TOP_PAD_': str(2**29),
+}
+_ENVIRONMENTS = {
+  _TUNED: _KEEP_MEMORY,
+  _EIGEN: {'TF_ENABLE_ONEDNN_OPTS': '0'},
 }
 _MATMUL_SIZES = (1024, 2048, 4096)
 
@@ -91,9 +101,10 @@ def _measure(precision) -> Iterator[tuple]:
     else:
       # First, while there is memory for one more.
       pytorch = _start_pytorch(stack, precision)
+    ours = (_OURS, _PLAIN, *[_EIGEN] * _WITHOUT_ONEDNN.value)
     sides = {
-      side: _start(stack, side, precision=precision, fused=side == _OURS)
-      for side in (_OURS, _PLAIN)
+      side: _start(stack, side, precision=precision, fused=side != _PLAIN)
+      for side in ours
     } | pytorch
     times = collections.defaultdict(list)
     for _ in range(_REPEATS.value):
@@ -108,7 +119,7 @@ def _measure(precision) -> Iterator[tuple]:
   }
   for side in sides:
     name = f'train_step_{precision}{_suffix(side)}'
-    share = speed[side] * _step_flops(side == _OURS) / matmul
+    share = speed[side] * _step_flops(side != _PLAIN) / matmul
     yield name, speed[side], 'cubes/s', *_ratio(speed, side)
     yield f'{name}_share', 100 * share, '% of matmul', None, None
     yield (
@@ -124,9 +135,10 @@ def _suffix(side) -> str:
 
 
 def _ratio(values, side):
-  if _PYTORCH not in values:
-    return None, None
-  return values[side] / values[_PYTORCH], _PYTORCH
+  for other in (_PYTORCH, _EIGEN):
+    if other in values:
+      return values[side] / values[other], other
+  return None, None
 
 
 def _start(stack, side, **settings):
@@ -178,7 +190,7 @@ class _Side(side_process.SideProcess):
       side,
       os.path.abspath(__file__),
       settings,
-      _KEEP_MEMORY if side == _TUNED else None,
+      _ENVIRONMENTS.get(side),
     )
 
   def run(self, command: str) -> float:
