@@ -35,6 +35,7 @@ source "$(dirname "$0")/venv.sh"
 : "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
 : "${BOTH_CROP:=$CROP}"     # of both
 : "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
+: "${DECORRELATION:=0}"    # train.decorrelation_weight of pre-training
 : "${BOTH_FROM:=}"          # words or restoration: both goes on from it
 : "${CANDIDATE_EPOCHS:=8}"
 : "${CANDIDATE_RATES:=1e-3,4e-3}"  # a run takes the best in validation
@@ -68,6 +69,7 @@ _pretrain() {
     --gin_param "$task.crop = $crop" \
     --gin_param 'train.batch_size = 8' \
     --gin_param "train.epochs = $epochs" \
+    --gin_param "train.decorrelation_weight = $DECORRELATION" \
     --data "$OUT/data/transvw_luna16" --workdir "$OUT/$name" "$@"
 }
 

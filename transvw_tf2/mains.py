@@ -16,7 +16,7 @@ from transvw_tf2.scans import errors as scan_errors
 # is read when TensorFlow is imported, and mains import this module first.
 os.environ.setdefault('TF_CPP_MIN_LOG_LEVEL', '2')
 # On a CPU without AVX512 TensorFlow takes oneDNN only when asked; its own 3D
-# convolutions take some three times as long.
+# convolutions take several times as long.
 os.environ.setdefault('TF_ENABLE_ONEDNN_OPTS', '1')
 
 

@@ -1,5 +1,9 @@
 """One step against plain TensorFlow, and what is compiled."""
 
+import pathlib
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -7,6 +11,7 @@ import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2.models import decorrelation
 from transvw_tf2.training import step
 
 
@@ -180,6 +185,105 @@ def test_accumulation_adds_up_the_gradients_of_parts(jit_compile):
     model.non_trainable_variables, want_moving, strict=True
   ):
     np.testing.assert_allclose(variable.numpy(), want, rtol=1e-4, atol=1e-6)
+
+
+def _train_for_a_while(weight):
+  """Returns how alike channels are before and after, and the first loss."""
+  steps, model, task = _make('auto', decorrelation_weight=weight)
+  steps._optimizer.learning_rate = 0.1
+  batch, seed = _batch(), tf.constant([1, 2])
+  inputs = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
+
+  def measure():
+    with decorrelation.collect() as values:
+      model(inputs, training=True)
+    return float(sum(values))
+
+  before = measure()
+  losses = [float(steps.train(batch, seed)['loss']) for _ in range(15)]
+  return before, measure(), losses[0]
+
+
+def test_decorrelation_makes_channels_less_alike():
+  before, without, plain_loss = _train_for_a_while(0.0)
+  _, after, loss = _train_for_a_while(1.0)
+  assert after < 0.5 * min(before, without)
+  assert loss == pytest.approx(plain_loss, rel=1e-5)  # it is not told in it
+
+
+def test_decorrelation_adds_its_gradient_in_parts():
+  batch, seed = _batch(), tf.constant([1, 2])
+  updates = []
+  for weight in (0.0, 0.5):
+    steps, model, _ = _make('auto', accumulation=2, decorrelation_weight=weight)
+    before = [v.numpy() for v in model.trainable_variables]
+    steps.train(batch, seed)
+    updates.append(
+      [
+        old - v.numpy()
+        for old, v in zip(before, model.trainable_variables, strict=True)
+      ]
+    )
+  _, model, task = _make('auto')
+  inputs = task.make_inputs(batch, step.example_seeds(seed, tf.range(4)))
+
+  @tf.function
+  def compute_by_hand(inputs):
+    with tf.GradientTape() as tape, decorrelation.collect() as values:
+      model(inputs, training=True)
+      value = 0.5 * tf.add_n(values)
+    variables = [v.value for v in model.trainable_variables]
+    return tape.gradient(value, variables, unconnected_gradients='zero')
+
+  parts = [compute_by_hand(one) for one in tf.split(inputs, 2)]
+  for plain, more, *want in zip(*updates, *parts, strict=True):
+    np.testing.assert_allclose(
+      more - plain, np.mean(want, axis=0), rtol=1e-2, atol=1e-5
+    )
+
+
+_TWO_REPLICAS = """
+import keras, numpy as np, tensorflow as tf
+from tests.training import step_test, tiny_data
+from transvw_tf2.training import devices, step
+
+two = devices.make_strategy('cpu:2')
+one = tf.distribute.MirroredStrategy(['/cpu:0'])
+
+def run(strategy, batch_size):
+  keras.utils.set_random_seed(0)
+  with strategy.scope():
+    task = tiny_data.prepare(tiny_data.make_task())
+    model = task.build_model(strategy is two)
+    model(tf.zeros((1, *tiny_data.CUBE_SHAPE, 1)))
+    optimizer = keras.optimizers.SGD(1.0)
+    optimizer.build(model.trainable_variables)
+  before = [v.numpy() for v in model.trainable_variables]
+  steps = step.Steps(strategy=strategy, model=model, optimizer=optimizer,
+                     task=task, batch_size=batch_size, jit_compile=False,
+                     decorrelation_weight=0.5)
+  batch = strategy.experimental_distribute_values_from_function(
+    lambda context: step_test._batch())
+  steps.train(batch, tf.constant([1, 2]))
+  return [a - b.numpy() for a, b in zip(before, model.trainable_variables)]
+
+# Both replicas have the same cubes, and so the statistics and the mean of one.
+for got, want in zip(run(two, 8), run(one, 4)):
+  np.testing.assert_allclose(got, want, rtol=1e-2, atol=2e-5)
+print('right')
+"""
+
+
+def test_replicas_collect_their_own():
+  done = subprocess.run(
+    [sys.executable, '-c', _TWO_REPLICAS],
+    capture_output=True,
+    text=True,
+    check=False,
+    cwd=pathlib.Path(__file__).parents[2],
+  )
+  assert done.returncode == 0, done.stderr
+  assert done.stdout.split()[-1] == 'right'
 
 
 def test_accumulation_must_divide():

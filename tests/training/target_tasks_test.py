@@ -356,6 +356,15 @@ def test_a_momentum_that_is_none_is_refused(data_dir, tmp_path, momentum):
   assert not (tmp_path / 'w').exists()
 
 
+@pytest.mark.parametrize('weight', [-0.1, float('nan'), float('inf')])
+def test_a_decorrelation_that_is_no_weight_is_refused(
+  data_dir, tmp_path, weight
+):
+  text = f'decorrelation_weight is {weight}, wanted 0 or more'
+  with pytest.raises(errors.UserError, match=text):
+    _train(tmp_path / 'w', data_dir, decorrelation_weight=weight)
+
+
 def test_layers_thaw_one_by_one_and_on_resuming(data_dir, tmp_path):
   def snapshot():
     model, _ = checkpoints.load_model(str(tmp_path / 'w'), 'latest')

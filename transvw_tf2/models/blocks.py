@@ -11,6 +11,7 @@ import keras
 import tensorflow as tf
 
 from transvw_tf2.models import convolutions
+from transvw_tf2.models import decorrelation
 
 _PACKAGE = 'transvw_tf2'
 
@@ -215,8 +216,10 @@ class ConvBlock(keras.layers.Layer):
     convolved = convolution(kernel)
     if self.synchronized_batch_norm:
       convolved = _add_bias(convolved, self.conv.bias)
-      return self.relu(self.batch_norm(convolved, training=True))
-    return self._normalize_batch(convolved)
+      normalized = self.relu(self.batch_norm(convolved, training=True))
+    else:
+      normalized = self._normalize_batch(convolved)
+    return decorrelation.watch(normalized)
 
   def fold(self) -> None:
     """Makes the normalisation by moving statistics part of the weights.

@@ -77,6 +77,7 @@ class Run:
       batch_size=self.settings.batch_size,
       accumulation=self.progress.accumulation,
       jit_compile=self.settings.jit_compile,
+      decorrelation_weight=self.settings.decorrelation_weight,
     )
 
   def seed(self, split: str, epoch: int = 0) -> tf.Tensor:

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2.models import decorrelation
 from transvw_tf2.training import devices
 
 AUTO = 'auto'
@@ -118,6 +119,7 @@ class Steps:
     batch_size: int,
     accumulation: int = 1,
     jit_compile: bool | str = AUTO,
+    decorrelation_weight: float = 0.0,
   ):
     """Initialises the steps.
 
@@ -132,6 +134,10 @@ class Steps:
         after the other through the network, for one update. Batch norm takes
         its statistics from a part.
       jit_compile: see compiled_part.
+      decorrelation_weight: of the sum over the network's blocks of how alike
+        their channels are, `decorrelation.mean_squared_correlation`. Blocks
+        that are frozen do not count, nor do the losses that are returned
+        contain it.
 
     Raises:
       UserError: the batch of a replica cannot be divided so.
@@ -142,6 +148,7 @@ class Steps:
     self._task = task
     self._batch_size = batch_size
     self._accumulation = accumulation
+    self._decorrelation_weight = decorrelation_weight
     check_accumulation(batch_size, strategy.num_replicas_in_sync, accumulation)
     part = compiled_part(jit_compile, devices.uses_gpu(strategy))
     # A compiled network has the perturbation inside the same program.
@@ -313,14 +320,25 @@ class Steps:
     batch = self._task.augment(batch, example_seeds(seed, batch['index']))
     inputs = self._make_inputs(batch, seed)
     with tf.GradientTape() as tape:
-      outputs = self._model(inputs, training=True)
+      outputs, likeness = self._run_model(inputs)
       losses = self._task.losses(outputs, batch, inputs)
       # Divided by the *global* batch: the optimizer adds up the replicas.
-      loss = tf.reduce_sum(losses['loss']) / self._batch_size * scale
+      loss = tf.reduce_sum(losses['loss']) / self._batch_size
+      loss = (loss + likeness) * scale
     gradients = tape.gradient(loss, self._variables)
     return gradients, {
       name: tf.reduce_sum(losses[name]) for name in self._task.metrics
     }
+
+  def _run_model(self, inputs):
+    """Returns the outputs in training, and what the channels' likeness adds."""
+    if not self._decorrelation_weight:
+      return self._model(inputs, training=True), 0.0
+    with decorrelation.collect() as values:
+      outputs = self._model(inputs, training=True)
+    # Each part of each replica adds its own.
+    parts = self._accumulation * self._strategy.num_replicas_in_sync
+    return outputs, self._decorrelation_weight * sum(values) / parts
 
   def _evaluation_of(self, batch, seed):
     """Returns weighted sums of the losses on one replica."""
