@@ -35,7 +35,7 @@ source "$(dirname "$0")/venv.sh"
 : "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
 : "${BOTH_CROP:=$CROP}"     # of both
 : "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
-: "${DECORRELATION:=0}"    # train.decorrelation_weight of pre-training
+: "${DECORRELATION:=0}"     # train.decorrelation_weight of pre-training
 : "${BOTH_FROM:=}"          # words or restoration: both goes on from it
 : "${CANDIDATE_EPOCHS:=8}"
 : "${CANDIDATE_RATES:=1e-3,4e-3}"  # a run takes the best in validation

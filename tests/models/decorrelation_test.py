@@ -1,4 +1,4 @@
-"""Likeness of channels against NumPy's correlation, and where it is taken."""
+"""Correlation of channels against NumPy's, and where it is taken."""
 
 import keras
 import numpy as np

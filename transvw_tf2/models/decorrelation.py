@@ -1,4 +1,4 @@
-"""How alike the channels of a network's blocks are, to be kept low in training.
+"""Correlation between the channels of a block, to be kept low in training.
 
 A network that learns to restore comes to say the same in many channels: what it
 needs, the intensity, is in all of them. As the start of another task it then
@@ -43,7 +43,7 @@ def watch(features: tf.Tensor) -> tf.Tensor:
 
 
 def mean_squared_correlation(features: tf.Tensor) -> tf.Tensor:
-  """Returns how alike channels are: 0 if no two are correlated, at most 1.
+  """Returns how correlated channels are: 0 for none, 1 for all fully.
 
   Args:
     features: float (..., C), of any precision.

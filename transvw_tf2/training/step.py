@@ -134,10 +134,9 @@ class Steps:
         after the other through the network, for one update. Batch norm takes
         its statistics from a part.
       jit_compile: see compiled_part.
-      decorrelation_weight: of the sum over the network's blocks of how alike
-        their channels are, `decorrelation.mean_squared_correlation`. Blocks
-        that are frozen do not count, nor do the losses that are returned
-        contain it.
+      decorrelation_weight: of a penalty, the sum over the network's blocks of
+        `decorrelation.mean_squared_correlation`. Frozen blocks are left out;
+        the losses that are returned do not contain it.
 
     Raises:
       UserError: the batch of a replica cannot be divided so.
@@ -320,18 +319,18 @@ class Steps:
     batch = self._task.augment(batch, example_seeds(seed, batch['index']))
     inputs = self._make_inputs(batch, seed)
     with tf.GradientTape() as tape:
-      outputs, likeness = self._run_model(inputs)
+      outputs, penalty = self._run_model(inputs)
       losses = self._task.losses(outputs, batch, inputs)
       # Divided by the *global* batch: the optimizer adds up the replicas.
       loss = tf.reduce_sum(losses['loss']) / self._batch_size
-      loss = (loss + likeness) * scale
+      loss = (loss + penalty) * scale
     gradients = tape.gradient(loss, self._variables)
     return gradients, {
       name: tf.reduce_sum(losses[name]) for name in self._task.metrics
     }
 
   def _run_model(self, inputs):
-    """Returns the outputs in training, and what the channels' likeness adds."""
+    """Returns the outputs in training and the penalty on correlations."""
     if not self._decorrelation_weight:
       return self._model(inputs, training=True), 0.0
     with decorrelation.collect() as values:
