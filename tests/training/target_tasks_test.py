@@ -363,6 +363,7 @@ def test_a_decorrelation_that_is_no_weight_is_refused(
   text = f'decorrelation_weight is {weight}, wanted 0 or more'
   with pytest.raises(errors.UserError, match=text):
     _train(tmp_path / 'w', data_dir, decorrelation_weight=weight)
+  assert not (tmp_path / 'w').exists()
 
 
 def test_layers_thaw_one_by_one_and_on_resuming(data_dir, tmp_path):

@@ -1,8 +1,9 @@
 """Correlation between the channels of a block, to be kept low in training.
 
-A network that learns to restore comes to say the same in many channels: what it
-needs, the intensity, is in all of them. As the start of another task it then
-learns more slowly than random weights (DeCov; Cogswell et al., ICLR 2016).
+In small networks that learnt to restore, many channels said the same, and from
+there another task was learnt more slowly than from random weights (README). The
+penalty is that of DeCov (Cogswell et al., ICLR 2016) on correlations in place
+of covariances, over voxels as well as examples.
 """
 
 from collections.abc import Iterator
@@ -14,8 +15,8 @@ import tensorflow as tf
 # Added to variances: a channel that is the same everywhere is like no other.
 _EPSILON = 1e-4
 
-# Of a thread, for each replica of tf.distribute runs in one, and they take
-# turns within a call of the network.
+# Each replica of tf.distribute runs in a thread of its own, and they take turns
+# within a call of the network: what is collected must not mix.
 _collected = threading.local()
 
 
