@@ -83,7 +83,7 @@ def test_a_crop_is_a_random_part_of_each_cube():
   )
   seeds = tf.stack([tf.range(count), tf.range(count)], axis=1)
   batch = {'cube': tf.constant(cube), 'word': tf.range(count)}
-  changed = task.augment(batch, seeds)
+  changed = task.crop(batch, seeds)
   np.testing.assert_array_equal(changed['word'], batch['word'])
   corners = np.zeros(9, int)
   for part in changed['cube'].numpy():
@@ -93,7 +93,7 @@ def test_a_crop_is_a_random_part_of_each_cube():
     corners[x] += 1
   # 28 of each of the 9 corners expected, sd 5.
   assert corners.min() >= 12 and corners.max() <= 46
-  again = task.augment(batch, seeds)['cube']
+  again = task.crop(batch, seeds)['cube']
   np.testing.assert_array_equal(changed['cube'], again)
 
 

@@ -31,8 +31,8 @@ class Task:
     features: what it reads of a data set, see built_data.Data.
     metrics: names of what `losses` returns, `loss` among them.
     rising_metrics: those of `metrics` and of `summarize` that should rise.
-    augments: whether it trains on changed examples rather than perturbed
-      inputs.
+    augments: whether it works on changed examples (parts, mirrored) rather than
+      only on perturbed inputs.
   """
 
   features: tuple[str, ...]
@@ -52,6 +52,11 @@ class Task:
   def describe(self) -> dict:
     """Returns JSON values that must not change within a run."""
     return {}
+
+  def crop(self, batch, seeds):
+    """Returns the parts of a batch to work on, by int32 (B, 2) seeds."""
+    del seeds
+    return batch
 
   def augment(self, batch, seeds):
     """Returns a batch to train on instead, by int32 (B, 2) seeds."""
@@ -107,7 +112,7 @@ def make_perturb(**settings) -> perturb_lib.Perturb:
 
 
 class _CubeTask(Task):
-  """A task on perturbed cubes; with `crop` it trains on parts of them."""
+  """A task on perturbed cubes or, with `crop`, on parts of them."""
 
   def __init__(
     self,
@@ -117,26 +122,31 @@ class _CubeTask(Task):
   ):
     self._model = model
     self._perturb = perturb()
-    self._crop = crop and tuple(crop)
+    self._shape = crop and tuple(crop)
     self.augments = crop is not None
 
   def prepare(self, data: built_data.Data) -> None:
-    """Checks the part that is trained on against the cubes of the data."""
-    if self._crop and not _is_part(self._crop, data.shape):
+    """Checks the part of the cubes against those of the data."""
+    if self._shape and not _is_part(self._shape, data.shape):
       raise errors.UserError(
-        f'crop is {self._crop}, wanted three numbers that are divisible by 8'
+        f'crop is {self._shape}, wanted three numbers that are divisible by 8'
         f' and at most the cube, {tuple(data.shape)}: change crop'
       )
 
-  def augment(self, batch, seeds):
-    """Cuts a random part out of each cube, where `crop` says so."""
-    if not self._crop:
+  def crop(self, batch, seeds):
+    """Cuts a random part out of each cube, where one is asked for.
+
+    In validation too: painted blocks do not shrink with the cube, so that whole
+    cubes are another task. Their loss can rise while that of the parts falls,
+    and the weights kept would be those of an early epoch.
+    """
+    if not self._shape:
       return batch
     cube = batch['cube']
     draws = random_numbers.draw_uniform(
-      seeds, random_numbers.Stream.CROP, (len(self._crop),)
+      seeds, random_numbers.Stream.CROP, (len(self._shape),)
     )
-    for axis, side in enumerate(self._crop):
+    for axis, side in enumerate(self._shape):
       room = cube.shape[1 + axis] - side
       corner = tf.cast(draws[:, axis] * (room + 1), tf.int32)
       cube = tf.gather(
@@ -226,9 +236,9 @@ class Pretrain(_WordTask):
       perturb: makes the perturbation, a layer called with cubes and seeds.
       restoration_weight: weight of the mean squared error.
       word_weight: weight of the cross-entropy.
-      crop: voxels along x, y and z of the random part of each cube to train
-        on, each divisible by 8; None for whole cubes, as published. Validation
-        takes whole cubes. For target cubes that show much less than these.
+      crop: voxels along x, y and z of the random part of each cube to take, in
+        training and validation, each divisible by 8; None for whole cubes, as
+        published. For target cubes that show much less than these.
     """
     if min(restoration_weight, word_weight) < 0 or not (
       restoration_weight or word_weight
