@@ -25,6 +25,7 @@ source "$(dirname "$0")/venv.sh"
 : "${TARGET_PATIENTS:=100}"  # of the target tasks: 50 train, 20 validation
 : "${TARGET_FLAGS:=}"
 : "${EXTENT:=48,48,40}"     # of the cubes of the target tasks, mm
+: "${JITTER:=8}"           # of nodules around the middle of a cube, mm
 : "${DIAMETER:=5,16}"      # of the nodules of the target tasks, mm
 : "${WORDS:=32}"
 : "${VALIDATION_INSTANCES:=8}"  # a word
@@ -34,8 +35,10 @@ source "$(dirname "$0")/venv.sh"
 : "${CROP:=None}"           # of pre-training, such as '(32, 32, 16)'
 : "${WORDS_CROP:=$CROP}"    # of words only: small parts tell no words
 : "${BOTH_CROP:=$CROP}"     # of both
-: "${DECAY_EPOCHS:=}"       # of restoration and both, halve the learning rate
+: "${DECAY_EPOCHS:=}"       # of restoration, halve the learning rate
+: "${BOTH_DECAY_EPOCHS:=$DECAY_EPOCHS}"  # of both
 : "${DECORRELATION:=0}"     # train.decorrelation_weight of pre-training
+: "${ELASTIC:=1}"           # perturb.elastic_probability of restoration, both
 : "${BOTH_FROM:=}"          # words or restoration: both goes on from it
 : "${CANDIDATE_EPOCHS:=8}"
 : "${CANDIDATE_RATES:=1e-3,4e-3}"  # a run takes the best in validation
@@ -60,8 +63,12 @@ _build() {
 }
 
 _pretrain() {
-  local name="$1" file="$2" task="$3" epochs="$4" crop="$5"
-  shift 5
+  local name="$1" file="$2" task="$3" epochs="$4" crop="$5" decay="$6"
+  shift 6
+  if [ -n "$decay" ]; then
+    set -- "$@" --gin_param 'train.schedule = @StepDecay' \
+      --gin_param "StepDecay.epochs = $decay"
+  fi
   python -m transvw_tf2.train --gin_file "gin/runs/$file.gin" \
     --gin_param "visual_word_net.base_filters = $FILTERS" \
     --gin_param "word_classifier.base_filters = $FILTERS" \
@@ -84,21 +91,17 @@ CUBE='"cube_shape": [24, 24, 16], "extent_mm": ['"$EXTENT"']'
 _build luna16_nodules target_patients "{\"name\": \"candidates\", $CUBE,
   \"task\": \"false_positive_reduction\", \"negatives_per_positive\": null}"
 _build luna16_nodules target_patients "{\"name\": \"nodules\", $CUBE,
-  \"task\": \"nodule_segmentation\", \"jitter_mm\": 8}"
-_pretrain words words_only NameWords "$WORDS_EPOCHS" "$WORDS_CROP"
-DECAY=()
-if [ -n "$DECAY_EPOCHS" ]; then
-  DECAY=(--gin_param 'train.schedule = @StepDecay'
-    --gin_param "StepDecay.epochs = $DECAY_EPOCHS")
-fi
+  \"task\": \"nodule_segmentation\", \"jitter_mm\": $JITTER}"
+_pretrain words words_only NameWords "$WORDS_EPOCHS" "$WORDS_CROP" ''
+RESTORE=(--gin_param "perturb.elastic_probability = $ELASTIC")
 _pretrain restoration restoration_only Restore "$PRETRAINING_EPOCHS" "$CROP" \
-  "${DECAY[@]}"
+  "$DECAY_EPOCHS" "${RESTORE[@]}"
 START=()
 if [ -n "$BOTH_FROM" ]; then
   START=(--gin_param "train.start_from = '$OUT/$BOTH_FROM'")
 fi
-_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$BOTH_CROP" "${START[@]}" \
-  "${DECAY[@]}"
+_pretrain both quickstart Pretrain "$BOTH_EPOCHS" "$BOTH_CROP" \
+  "$BOTH_DECAY_EPOCHS" "${RESTORE[@]}" "${START[@]}"
 python tools/transfer_study.py --output "$OUT/study" \
   --data "candidates=$OUT/data/luna16_nodules/candidates" \
   --data "nodules=$OUT/data/luna16_nodules/nodules" \

@@ -214,6 +214,7 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
     'TARGET_PATIENTS': '20',
     'BOTH_FROM': 'words',
     'DECAY_EPOCHS': '4',
+    'ELASTIC': '0',
     'NODULE_MIRROR': 'xy',
     'NODULE_RATES': '3e-3',
     'WORDS': '3',
@@ -244,5 +245,6 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
     '\\\n    ', ''
   )
   assert 'train.schedule = @StepDecay' in config
+  assert 'elastic_probability = 0' in config
   lines = (tmp_path / 'patients' / 'annotations.csv').read_text().splitlines()
   assert len(lines) - 1 <= 2 * 24
