@@ -382,8 +382,7 @@ def test_trains_and_validates_on_parts(tmp_path, strategy, data_dir):
   rows = _train(tmp_path, strategy, data_dir, epochs=3, task=make_task)
   assert shapes == {(8, 8, 8, 1)}
   assert rows[-1]['train/loss'] < rows[0]['train/loss']
-  # The parts of validation are the same in all epochs, others than those of
-  # training.
+  # The parts of validation are the same in all epochs, those of training not.
   name = 'perturbed_mse'
   assert len({row[f'validation/{name}'] for row in rows}) == 1
   assert len({row[f'train/{name}'] for row in rows}) == len(rows)

@@ -277,7 +277,7 @@ class Steps:
       Pictures, float32 NumPy arrays (B, X, Y, Z, 1) by title as the task says;
       and the embedding, float32 (B, D), or None.
     """
-    batch = self._task.crop(batch, example_seeds(seed, batch['index']))
+    batch = self._crop(batch, seed)
     inputs = self._make_inputs(batch, seed)
     outputs = self._model(inputs, training=False)
     pictures = self._task.pictures(outputs, batch, inputs)
@@ -309,6 +309,9 @@ class Steps:
       for name, value in sums.items()
     }
 
+  def _crop(self, batch, seed):
+    return self._task.crop(batch, example_seeds(seed, batch['index']))
+
   def _inputs_of(self, batch, seed):
     """Returns what the model sees of a batch, unless it is there already."""
     if INPUTS in batch:
@@ -317,8 +320,8 @@ class Steps:
 
   def _gradients_of(self, batch, seed, scale):
     """Returns scaled gradients and sums of the losses on one replica."""
-    seeds = example_seeds(seed, batch['index'])
-    batch = self._task.augment(self._task.crop(batch, seeds), seeds)
+    batch = self._crop(batch, seed)
+    batch = self._task.augment(batch, example_seeds(seed, batch['index']))
     inputs = self._make_inputs(batch, seed)
     with tf.GradientTape() as tape:
       outputs, penalty = self._run_model(inputs)
@@ -343,7 +346,7 @@ class Steps:
 
   def _evaluation_of(self, batch, seed):
     """Returns weighted sums of the losses on one replica."""
-    batch = self._task.crop(batch, example_seeds(seed, batch['index']))
+    batch = self._crop(batch, seed)
     inputs = self._make_inputs(batch, seed)
     outputs = self._model(inputs, training=False)
     losses = self._task.losses(outputs, batch, inputs)
