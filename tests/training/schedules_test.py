@@ -63,6 +63,17 @@ def test_step_decay():
   assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
+def test_cosine_decay_equals_its_closed_form():
+  schedule = schedules.CosineDecay(epochs=4, alpha=0.1)
+  rate, rates = 3.0, []
+  for epoch in range(1, 7):
+    rate = schedule.next_rate(rate, epoch, 1.0)
+    rates.append(rate)
+  shares = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)) / 2
+  wanted = 3.0 * np.append(shares, [0.1, 0.1])
+  np.testing.assert_allclose(rates, wanted, rtol=1e-6)
+
+
 def test_counters_are_in_the_checkpoint(tmp_path):
   def run(losses, schedule, stopping, rate):
     for epoch, loss in enumerate(losses, 1):
@@ -91,6 +102,8 @@ def test_counters_are_in_the_checkpoint(tmp_path):
     lambda: schedules.ReduceOnPlateau(patience=0),
     lambda: schedules.EarlyStopping(min_delta=-1.0),
     lambda: schedules.StepDecay(epochs=0),
+    lambda: schedules.CosineDecay(epochs=0),
+    lambda: schedules.CosineDecay(epochs=5, alpha=0.0),
   ],
 )
 def test_refuses_settings(make):

@@ -9,6 +9,7 @@ rise comes with its sign changed.
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 
 import gin
+import keras
 import tensorflow as tf
 
 from transvw_tf2 import errors
@@ -102,6 +103,37 @@ class StepDecay(tf.Module):
     """Returns the learning rate after `epoch` (from 1)."""
     del value
     return rate * self._factor if epoch % self._epochs == 0 else rate
+
+
+@gin.configurable(module='schedules')
+class CosineDecay(tf.Module):
+  """Lowers the learning rate along half a cosine, and then keeps it.
+
+  As keras.optimizers.schedules.CosineDecay, in steps of an epoch (Loshchilov
+  and Hutter, arXiv 1608.03983, equation 5, without restarts).
+  """
+
+  def __init__(self, epochs: int = gin.REQUIRED, alpha: float = 0.01):
+    """Initialises the schedule.
+
+    Args:
+      epochs: that it takes, those of `train.epochs` as a rule.
+      alpha: lowest learning rate, as a share of the first.
+    """
+    super().__init__()
+    if epochs < 1 or not 0 < alpha < 1:
+      raise errors.UserError(
+        f'CosineDecay has epochs {epochs} and alpha {alpha}, wanted at least 1'
+        ' epoch and an alpha between 0 and 1'
+      )
+    self._share = keras.optimizers.schedules.CosineDecay(
+      1.0, epochs, alpha=alpha
+    )
+
+  def next_rate(self, rate: float, epoch: int, value: float) -> float:
+    """Returns the learning rate after `epoch` (from 1)."""
+    del value
+    return rate * float(self._share(epoch) / self._share(epoch - 1))
 
 
 @gin.configurable(module='schedules')
