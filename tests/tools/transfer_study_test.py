@@ -210,15 +210,13 @@ def test_processes_that_had_their_share_are_replaced(study, tmp_path):
 def test_the_script_goes_from_scans_to_plots(tmp_path):
   small = {
     'PATIENTS': '24',
-    'PATIENT_FLAGS': '--nodules 1,2',
+    'PATIENT_FLAGS': '--size 160,160,112 --nodules 1,2',
     'TARGET_PATIENTS': '20',
-    'BOTH_FROM': 'words',
-    'DECAY_EPOCHS': '4',
-    'ELASTIC': '0',
-    'NODULE_MIRROR': 'xy',
-    'NODULE_RATES': '3e-3',
+    'TARGET_FLAGS': '--size 160,160,112',
     'WORDS': '3',
-    'PRETRAINING_EPOCHS': '1',
+    'WORDS_EPOCHS': '1',
+    'RESTORATION_EPOCHS': '1',
+    'BOTH_EPOCHS': '1',
     'CANDIDATE_EPOCHS': '1',
     'NODULE_EPOCHS': '1',
     'SEEDS': '1',
@@ -241,10 +239,10 @@ def test_the_script_goes_from_scans_to_plots(tmp_path):
   assert (tmp_path / 'study' / 'fractions.png').exists()
   config = (tmp_path / 'both' / 'operative_config.gin').read_text()
   # Long values stand on a line of their own.
-  assert f"train.start_from = '{tmp_path}/words'" in config.replace(
+  assert f"train.start_from = '{tmp_path}/restoration'" in config.replace(
     '\\\n    ', ''
   )
-  assert 'train.schedule = @StepDecay' in config
+  assert 'train.schedule = @CosineDecay' in config
   assert 'elastic_probability = 0' in config
   lines = (tmp_path / 'patients' / 'annotations.csv').read_text().splitlines()
   assert len(lines) - 1 <= 2 * 24
