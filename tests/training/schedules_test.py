@@ -54,21 +54,22 @@ def test_early_stopping_equals_keras():
   assert stopping.over
 
 
-def test_step_decay():
-  schedule = schedules.StepDecay(factor=0.5, epochs=3)
-  rate, rates = 1.0, []
-  for epoch in range(1, 8):
+def _rates(schedule, rate, epochs):
+  """Returns the learning rate after each epoch."""
+  rates = []
+  for epoch in range(1, epochs + 1):
     rate = schedule.next_rate(rate, epoch, 1.0)
     rates.append(rate)
+  return rates
+
+
+def test_step_decay():
+  rates = _rates(schedules.StepDecay(factor=0.5, epochs=3), 1.0, 7)
   assert rates == [1, 1, 0.5, 0.5, 0.5, 0.25, 0.25]
 
 
 def test_cosine_decay_equals_its_closed_form():
-  schedule = schedules.CosineDecay(epochs=4, alpha=0.1)
-  rate, rates = 3.0, []
-  for epoch in range(1, 7):
-    rate = schedule.next_rate(rate, epoch, 1.0)
-    rates.append(rate)
+  rates = _rates(schedules.CosineDecay(epochs=4, alpha=0.1), 3.0, 6)
   shares = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(1, 5) / 4)) / 2
   wanted = 3.0 * np.append(shares, [0.1, 0.1])
   np.testing.assert_allclose(rates, wanted, rtol=1e-6)
