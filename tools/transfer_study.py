@@ -27,6 +27,7 @@ import pandas as pd
 from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import output_file
+from transvw_tf2 import output_lock
 from transvw_tf2.study import plots
 from transvw_tf2.study import runs as runs_lib
 from transvw_tf2.study import tables
@@ -91,7 +92,13 @@ def main(argv):
     folder=os.path.abspath(_OUTPUT.value),
   )
   wanted = _list_runs(plan)
-  _write_settings(plan)
+  with output_lock.hold(plan.folder):
+    _write_settings(plan)
+    _go_on(plan, wanted)
+
+
+def _go_on(plan, wanted) -> None:
+  """Does the runs that are not there yet, and reports all."""
   path = os.path.join(plan.folder, ROWS_FILE)
   rows = tables.read_rows(path)
   done = {
@@ -188,7 +195,7 @@ def _parse_learning_rates(tasks) -> dict[str, list[float]]:
     if name in found:
       raise errors.UserError(f'--learning_rates {name} is given twice')
     try:
-      found[name] = [float(rate) for rate in rates.split(',')]
+      found[name] = _unique(float(rate) for rate in rates.split(','))
     except ValueError:
       found[name] = [0.0]
     positive = all(0 < rate < float('inf') for rate in found[name])
@@ -198,6 +205,11 @@ def _parse_learning_rates(tasks) -> dict[str, list[float]]:
         f' {", ".join(tasks)} and the rates above 0'
       )
   return found
+
+
+def _unique(numbers) -> list[float]:
+  """Returns those whose networks lie in folders of their own."""
+  return list({f'{number:g}': number for number in numbers}.values())
 
 
 def _list_runs(plan) -> list[runs_lib.Run]:
@@ -216,7 +228,7 @@ def _list_runs(plan) -> list[runs_lib.Run]:
     runs_lib.Run(task, init, fraction, seed)
     for seed in range(1, _SEEDS.value + 1)
     for task in plan.tasks
-    for fraction in dict.fromkeys(fractions)
+    for fraction in _unique(fractions)
     for init in (runs_lib.SCRATCH, *plan.starts)
   ]
 
@@ -287,8 +299,19 @@ def _run_some(plan, missing, processes):
     }
     for future in futures.as_completed(runs):
       yield runs[future], future.result()
+  except futures.BrokenExecutor as error:
+    raise errors.UserError(
+      'a process that trained was killed, maybe for want of memory: the same'
+      f' command with --processes below {processes}, or a smaller'
+      ' train.batch_size, goes on where it stopped; the log.txt of each run is'
+      f' below {plan.folder}'
+    ) from error
   finally:
     pool.shutdown(wait=False, cancel_futures=True)
+    # Else an error would wait for the other trainings to end. They go on from
+    # their checkpoints the next time.
+    for process in multiprocessing.active_children():
+      process.terminate()
 
 
 if __name__ == '__main__':

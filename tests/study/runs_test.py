@@ -1,5 +1,9 @@
 """Single runs of a study."""
 
+import json
+import math
+import shutil
+
 import pytest
 
 from tests.training import tiny_data
@@ -60,3 +64,32 @@ def test_data_without_targets_is_named(tmp_path):
   data_dir = tiny_data.write(tmp_path)
   with pytest.raises(errors.UserError, match='has neither labels nor masks'):
     runs_lib.open_task(data_dir)
+
+
+def test_a_data_set_without_test_split_is_named(data_dir, tmp_path):
+  folder = tmp_path / 'data'
+  shutil.copytree(data_dir, folder)
+  path = folder / 'dataset_info.json'
+  info = json.loads(path.read_text())
+  info['splits'] = [one for one in info['splits'] if one['name'] != 'test']
+  path.write_text(json.dumps(info))
+  with pytest.raises(errors.UserError, match='has no example in split test: '):
+    runs_lib.open_task(str(folder))
+
+
+def test_no_learning_rate_is_chosen_by_a_metric_that_is_not_defined(
+  monkeypatch,
+):
+  plan = runs_lib.Plan(
+    {'boxes': runs_lib.Task('', '', 'auc')}, {}, (), '', {'boxes': [0.1, 0.01]}
+  )
+  run = runs_lib.Run('boxes', runs_lib.SCRATCH, 1.0, 1)
+  row = {'metric': 'auc', 'validation': math.nan}
+  monkeypatch.setattr(runs_lib, '_train', lambda *_: dict(row))
+  monkeypatch.setattr(runs_lib, '_measure', lambda *_: None)
+  with pytest.raises(
+    errors.UserError, match=r'boxes, .* auc of validation is '
+  ):
+    runs_lib.train_and_measure(plan, run)
+  plan.learning_rates['boxes'] = [0.1]
+  assert len(runs_lib.train_and_measure(plan, run)) == 1

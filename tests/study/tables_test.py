@@ -142,3 +142,10 @@ def test_a_run_has_one_value(tmp_path):
   tables.write(path, rows.fillna({'value': 0.5}))
   with pytest.raises(errors.UserError, match='a run is there twice'):
     tables.read_rows(path)
+
+
+def test_names_that_look_like_missing_values_come_back(tmp_path):
+  rows = study_rows.make_rows({('None', 0.1): [0.5], ('NA', 0.1): [np.nan]})
+  tables.write(str(tmp_path / 'rows.csv'), rows)
+  read = tables.read_rows(str(tmp_path / 'rows.csv'))
+  pd.testing.assert_frame_equal(read, rows, check_dtype=False)

@@ -1,9 +1,12 @@
 """The transfer study: its runs, its statistics and its command."""
 
 import json
+import multiprocessing
 import os
+import signal
 import subprocess
 import sys
+import time
 
 from absl.testing import flagsaver
 import pandas as pd
@@ -11,6 +14,7 @@ import pytest
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2.study import tables
 from transvw_tf2.training import evaluation_report
 
@@ -25,6 +29,26 @@ _SMALL = (
   'train.learning_rate = 1e-2',
   'train.shuffle_buffer = 8',
 )
+
+
+def _begin(parent, processes):
+  del parent, processes
+
+
+def _be_killed(plan, run):
+  """Stands for a training that runs out of memory, beside a long one."""
+  del plan
+  if run.seed == 1:
+    os.kill(os.getpid(), signal.SIGKILL)
+  time.sleep(600)
+
+
+def _fail(plan, run):
+  """Stands for a training whose data are wrong, beside a long one."""
+  del plan
+  if run.seed == 1:
+    raise errors.UserError('wrong data')
+  time.sleep(600)
 
 
 @pytest.fixture(scope='module', name='data_dir')
@@ -189,6 +213,38 @@ def test_a_task_is_added_with_parameters_of_its_own(
   settings = json.loads((tmp_path / 'study' / 'study.json').read_text())
   assert settings['gin_param']['more'][-1] == 'train.epochs = 3'
   assert settings['gin_param']['boxes'][-1] == 'train.epochs = 2'
+
+
+def test_one_command_at_a_time_works_on_a_study(study, tmp_path):
+  with (
+    output_lock.hold(str(tmp_path / 'study')),
+    pytest.raises(errors.UserError, match=r'another run is writing to .*study'),
+  ):
+    study()
+  assert not os.listdir(tmp_path / 'study')
+
+
+def test_a_learning_rate_given_twice_is_tried_once(
+  study, tmp_path, monkeypatch
+):
+  module = sys.modules['tools.transfer_study']
+  monkeypatch.setattr(module, '_run_all', lambda *_: [])
+  monkeypatch.setattr(module, 'report', lambda *_: None)
+  study(learning_rates=['boxes=1e-3,0.001,1e-2'])
+  settings = json.loads((tmp_path / 'study' / 'study.json').read_text())
+  assert settings['learning_rates'] == {'boxes': [1e-3, 1e-2]}
+
+
+@pytest.mark.parametrize('end', [_be_killed, _fail])
+def test_an_error_ends_the_other_trainings_too(study, monkeypatch, end):
+  module = sys.modules['tools.transfer_study']
+  monkeypatch.setattr(module.runs_lib, 'run_in_process', end)
+  monkeypatch.setattr(module.runs_lib, 'begin_process', _begin)
+  with pytest.raises(errors.UserError, match=r'was killed, maybe|wrong data'):
+    study(seeds=2, processes=2)
+  for process in multiprocessing.active_children():
+    process.join(10)
+  assert not multiprocessing.active_children()
 
 
 @pytest.mark.long

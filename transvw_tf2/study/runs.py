@@ -51,20 +51,32 @@ def open_task(path: str) -> Task:
     path: of the data set, see `built_data.find_data_dir`.
 
   Raises:
-    UserError: there is no data set of a target task.
+    UserError: there is no data set of a target task, or one of its splits has
+      no example.
   """
   data_dir = built_data.find_data_dir(path, _MADE_BY)
-  features = tfds.builder_from_directory(data_dir).info.features
+  info = tfds.builder_from_directory(data_dir).info
   for feature, gin_file, metric in (
     ('mask', 'gin/runs/finetune_segmentation.gin', 'iou'),
     ('label', 'gin/runs/finetune_classification.gin', 'auc'),
   ):
-    if feature in features:
+    if feature in info.features:
+      _check_splits(data_dir, info.splits)
       return Task(data_dir, gin_file, metric)
   raise errors.UserError(
     f'data set {data_dir} has neither labels nor masks: wanted one of'
     f' {_MADE_BY}'
   )
+
+
+def _check_splits(data_dir, splits) -> None:
+  # A run would miss the test split only when it has trained.
+  for name in ('train', 'validation', 'test'):
+    if name not in splits or not splits[name].num_examples:
+      raise errors.UserError(
+        f'data set {data_dir} has no example in split {name}: a study wants'
+        ' some in train, validation and test'
+      )
 
 
 def title(task: str, metric: str) -> str:
@@ -200,7 +212,7 @@ def train_and_measure(plan: Plan, run: Run) -> list[dict[str, object]]:
       _train(plan, run, bindings)
       for bindings in _learning_rate_bindings(plan, run)
     ]
-    _measure(plan, run, max(rows, key=lambda row: row['validation']))
+    _measure(plan, run, _best(rows))
   except errors.UserError as error:
     raise errors.UserError(f'{describe(run)}: {error}') from error
   return rows
@@ -246,6 +258,17 @@ def _train(plan, run, bindings) -> dict[str, object]:
     'value': math.nan,
     'seconds': round(time.monotonic() - start, 1),
   }
+
+
+def _best(rows) -> dict[str, object]:
+  """Returns the row of the network that is best in validation."""
+  if len(rows) > 1 and any(math.isnan(row['validation']) for row in rows):
+    raise errors.UserError(
+      f'the {rows[0]["metric"]} of validation is not defined, so that no'
+      ' learning rate can be chosen by it: validation must have examples of'
+      ' each class'
+    )
+  return max(rows, key=lambda row: row['validation'])
 
 
 def _measure(plan, run, row) -> None:

@@ -43,7 +43,13 @@ def read_rows(path: str) -> pd.DataFrame:
     return pd.DataFrame(columns=list(_TYPES)).astype(_TYPES)
   try:
     # As text: some versions of pandas do not read floats to the last bit.
-    rows = pd.read_csv(path, dtype=str)[list(_TYPES)].astype(_TYPES)
+    # A task or an init may be called NA or None.
+    rows = pd.read_csv(
+      path,
+      dtype=str,
+      keep_default_na=False,
+      na_values={'validation': '', 'value': ''},
+    )[list(_TYPES)].astype(_TYPES)
     if rows.duplicated(NETWORK).any() or measured(rows).duplicated(RUN).any():
       raise ValueError('a run is there twice')
     return rows
@@ -74,7 +80,7 @@ def summarize(rows: pd.DataFrame) -> pd.DataFrame:
   Returns:
     A row per task, fraction and init: `runs`, `mean`, `sd` (of a sample),
     `difference` from scratch with the same labels, and `p` of a two-sided
-    paired t-test of it over the seeds; NaN where a seed or two are too few.
+    paired t-test of it over the seeds; NaN with one seed.
   """
   rows = measured(rows)
   summary = []
