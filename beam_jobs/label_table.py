@@ -76,7 +76,7 @@ def read(folder: str, classes: Sequence[str] = ()) -> Table:
   with storage.open_text(path) as file:
     table = csv.DictReader(file, skipinitialspace=True)
     try:
-      columns = set(table.fieldnames or ())
+      columns = table.fieldnames or ()
       kind = _kind(path, columns)
       for row in table:
         rows.append(_parse(row, kind, classes))
@@ -88,13 +88,17 @@ def read(folder: str, classes: Sequence[str] = ()) -> Table:
   if not rows:
     raise errors.UserError(f'{path} has no rows below its header')
   rows = _check_splits(path, rows, 'split' in columns)
+  _check_unique(path, rows)
   names = classes or sorted({row.label for row in rows} - {''})
   return Table(kind, tuple(sorted(rows)), tuple(names))
 
 
 def _kind(path, columns) -> str:
   kinds = [
-    kind for kind, wanted in _COLUMNS.items() if columns - {'split'} == wanted
+    kind
+    for kind, wanted in _COLUMNS.items()
+    # Not as sets: a column that is there twice would hide the other.
+    if sorted(columns) in (sorted(wanted), sorted(wanted | {'split'}))
   ]
   if not kinds:
     raise errors.UserError(
@@ -118,14 +122,31 @@ def _parse(row, kind, classes) -> Row:
     place = tuple(float(row[axis]) for axis in 'xyz')
     if not all(map(math.isfinite, place)):
       raise ValueError(f'place is {place}, wanted finite mm')
+  # One name for a scan, or it could be in two splits.
+  scan = os.path.normpath(row['scan'].strip())
+  if os.path.isabs(scan) or '://' in row['scan']:
+    raise ValueError(
+      f'scan is {row["scan"]}, wanted a path relative to the folder of the'
+      ' table'
+    )
   return Row(
-    # One name for a scan, or it could be in two splits.
-    scan=os.path.normpath(row['scan'].strip()),
+    scan=scan,
     split=row.get('split', '').strip(),
     label=label,
     mask=row.get('mask', '').strip(),
     place=place,
   )
+
+
+def _check_unique(path, rows) -> None:
+  """Raises UserError where a scan, or a place in it, has two rows."""
+  count = collections.Counter((row.scan, row.place) for row in rows)
+  for (scan, place), number in sorted(count.items()):
+    if number > 1:
+      where = f' at {" ".join(map(str, place))} mm' if place else ''
+      raise errors.UserError(
+        f'{path} has {number} rows of {scan}{where}, wanted one'
+      )
 
 
 def _check_splits(path, rows, given) -> list[Row]:

@@ -155,10 +155,6 @@ def _places(folder, table, rows, config):
   if table.kind == label_table.PLACES:
     points = tuple((row.place, number[row.label]) for row in rows)
     return target_places.AroundPoints(points, config.cube())
-  if len(rows) > 1:
-    raise errors.UserError(
-      f'{label_table.TABLE_FILE} has {len(rows)} rows of {scan}, wanted one'
-    )
   if table.kind == label_table.LABELS:
     return target_places.WholeScan(config.cube(), number[rows[0].label])
   mask_path = os.path.join(folder, rows[0].mask)

@@ -180,6 +180,22 @@ def test_attached_nodules_touch_the_pleura_or_a_vessel():
     assert not _count_beyond(alone, nodule, max(nodule.radii) + 1.5)
 
 
+def test_the_end_of_the_scan_is_no_pleura():
+  variation = phantom.Variation(
+    nodules=(5, 5), attached=1.0, length=(150.0, 170.0)
+  )
+  directions = np.random.default_rng(0).normal(size=(200, 3))
+  directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+  nodules = 0
+  for index in range(6):
+    one = phantom.make_patient(5, index, _SMALL, variation)
+    for nodule in one.nodules:
+      surface = nodule.centre + directions * nodule.radii
+      assert one.truth.in_scan(surface).all()
+      nodules += 1
+  assert nodules > 20
+
+
 def test_the_table_lies_behind_the_body_and_is_not_bent(quiet):
   pieces, _ = ndimage.label(quiet.hu > -500)
   sizes = np.bincount(pieces.ravel())[1:]

@@ -143,6 +143,45 @@ def test_cubes_in_a_mask_and_without(mask):
   assert wanted.find(scan).cubes == found.cubes
 
 
+def test_a_mask_that_resampling_loses_is_no_background(tmp_path):
+  """Of 24 voxels 8 are left: the mark, one voxel, lies between samples."""
+  mask = np.zeros(_GEOMETRY.size, bool)
+  mask[5, 6, 7] = True
+  path = _write_mask(tmp_path, mask)
+  geometry = reader.read_scan(path, check=False).geometry
+  scan = reader.Scan(_SCAN.hu[:, ::-1, ::-1].copy(), geometry)
+  coarse = target_cubes.CubeSize((8, 8, 8), (24.0, 12.0, 48.0))
+  (voxel,) = np.argwhere(mask[:, ::-1, ::-1])
+
+  def holds(one):
+    low, high = np.array(one.box.origin), np.add(one.box.origin, one.box.size)
+    return np.all(voxel >= low) and np.all(voxel < high)
+
+  wanted = target_places.InMask('a', path, coarse, cubes=3, without=3, seed=1)
+  found = wanted.find(scan)
+  assert [reason for reason, _ in found.rejected] == ['mask_too_fine'] * 3
+  assert len(found.cubes) == 3
+  assert not any(map(holds, found.cubes))
+  nodules = [(geometry.voxel_to_world(voxel), 1.0)]
+  found = _around(nodules, cube=coarse, mask_path=path).find(scan)
+  assert [reason for reason, _ in found.rejected] == ['mask_too_fine']
+  found = target_places.WholeScan(coarse, mask_path=path).find(scan)
+  assert [reason for reason, _ in found.rejected] == ['mask_too_fine']
+
+
+def test_a_lung_mask_that_cannot_be_used_costs_no_nodule(tmp_path):
+  path = _write_mask(tmp_path, np.zeros(_GEOMETRY.size, bool))
+  geometry = reader.read_scan(path, check=False).geometry
+  scan = reader.Scan(_SCAN.hu[:, ::-1, ::-1].copy(), geometry)
+  found = _around(
+    [(_world(20, 10, 15), 4.0)], without_nodule=1.0, lungs_path=path
+  ).find(scan)
+  assert [one.number for one in found.cubes] == [0]
+  ((reason, detail),) = found.rejected
+  assert reason == 'mask_empty'
+  assert 'the lung mask marks no voxel' in detail
+
+
 def test_a_whole_scan_is_one_cube(mask):
   path, expected, scan = mask
   found = target_places.WholeScan(_CUBE, mask_path=path).find(scan)

@@ -118,7 +118,10 @@ def read_annotations(folder: str) -> list[Annotation]:
   """
 
   def parse(row):
-    return Annotation(_scan_id(row), _centre(row), _number(row, 'diameter_mm'))
+    diameter = _number(row, 'diameter_mm')
+    if diameter <= 0:
+      raise ValueError(f'diameter_mm is {diameter:g}, wanted more than 0')
+    return Annotation(_scan_id(row), _centre(row), diameter)
 
   return list(_read_rows(folder, ANNOTATIONS_FILE, parse))
 

@@ -78,21 +78,24 @@ def draw(
     lungs: that they lie in.
     number: lowest and highest number; fewer where the lungs in the scan do not
       hold as many.
-    diameter: lowest and highest, mm; small ones are more frequent.
+    diameter: lowest and highest, mm; small ones are more frequent. Each radius
+      then varies by 15 %.
     attached: share that touches the pleura or a vessel, half of them each.
   """
 
   def in_lung(points):
     index = lungs.geometry.world_to_voxel(truth.bend.apply(points))
-    label = ndimage.map_coordinates(lungs.mask, index.T, order=0)
-    return (label > 0) & truth.in_scan(points)
+    return ndimage.map_coordinates(lungs.mask, index.T, order=0) > 0
 
   def fits(kind, centre, radius):
     """Returns whether a nodule lies in the lungs as one of its kind does."""
     if kind == 'solitary':
-      return in_lung(centre + sphere * (radius + _MARGIN)).all()
-    beyond = 1.0 - in_lung(centre + sphere * radius).mean()
-    if kind == 'juxtavascular':
+      radius += _MARGIN
+    surface = centre + sphere * radius
+    if not truth.in_scan(surface).all():
+      return False
+    beyond = 1.0 - in_lung(surface).mean()
+    if kind != 'juxtapleural':
       return beyond == 0
     return _BEYOND_PLEURA[0] <= beyond <= _BEYOND_PLEURA[1]
 
@@ -108,7 +111,7 @@ def draw(
     kinds = list(rng.choice(_KINDS, wanted, p=shares))
     vessels = truth.bend.invert(rng.choice(lungs.vessels, _TRIES))
   found = []
-  for place in np.flatnonzero(in_lung(centres)):
+  for place in np.flatnonzero(in_lung(centres) & truth.in_scan(centres)):
     if len(found) == wanted:
       break
     radius = np.exp(rng.uniform(*np.log(diameter))) / 2

@@ -55,7 +55,8 @@ class Variation:
     noise: range of the sd of the noise, HU.
     lung_density: range of what is added to the lungs' HU.
     nodules: range of the number of nodules.
-    diameter: range of the diameter of a nodule, mm.
+    diameter: range of the diameter of a nodule, mm, before each of its radii
+      varies by 15 %.
     attached: share of the nodules that touch the pleura or a vessel.
     detected_candidates: false candidates are what a blob detector finds in the
       scan, as in LUNA16's; else places in vessels.
@@ -112,7 +113,7 @@ class Patient:
     lung_mask: uint8 [x, y, z], 3 left lung, 4 right lung, as in LUNA16; None
       for a bent real scan whose lungs are not known.
     nodules: in the lungs and inside the scan.
-    false_candidates: float64 (n, 3) world mm, vessels away from nodules.
+    false_candidates: float64 (n, 3) world mm, away from nodules.
     truth: where the anatomy lies, and the geometry of the scan.
   """
 

@@ -146,6 +146,14 @@ def cut_mask(mask: np.ndarray, box: Box, shape: Sequence[int]) -> np.ndarray:
   return taken[np.ix_(*index)].astype(np.uint8)
 
 
+def touches(mask: np.ndarray, box: Box) -> bool:
+  """Returns whether any voxel of a mask, bool [x, y, z], lies in a box.
+
+  What `cut_mask` resamples may lose it.
+  """
+  return bool(_take(mask, box, False).any())
+
+
 def ball_mask(
   geometry: geometry_lib.Geometry,
   box: Box,

@@ -18,6 +18,7 @@ from transvw_tf2.scans import target_cubes
 
 OUTSIDE = 'outside_scan'
 NOT_IN_MASK = 'not_in_mask'
+MASK_TOO_FINE = 'mask_too_fine'
 NO_FREE_PLACE = 'no_free_place'
 # Places that are tried for a cube without a part of the mask.
 _TRIES = 100
@@ -48,11 +49,14 @@ class Targets:
     cubes: all that can be cut.
     cut_mask: gives the mask of a box, uint8 [x, y, z]; None where a label is
       what is learnt.
+    touches: tells whether any voxel of the scan in a box is in the mask, which
+      nearest neighbours may lose in `cut_mask`.
     rejected: (reason, detail) of what cannot be had.
   """
 
   cubes: list[Target]
   cut_mask: Callable[[target_cubes.Box], np.ndarray] | None = None
+  touches: Callable[[target_cubes.Box], bool] | None = None
   rejected: list[tuple[str, str]] = dataclasses.field(default_factory=list)
 
 
@@ -113,9 +117,8 @@ class AroundNodules:
     return len(self.nodules) + round(self.without_nodule * len(self.nodules))
 
   def find(self, scan: reader.Scan) -> Targets:
-    """Raises reader.ScanError when a mask cannot be used."""
-    cut_mask = self._cut_mask(scan)
-    found = Targets([], cut_mask)
+    """Raises reader.ScanError when the mask of nodules cannot be used."""
+    found = self._begin(scan)
     rng = _make_rng(self.seed, self.scan_id)
     for number, (point, _) in enumerate(self.nodules):
       # Drawn for each: others must not change with one that is left out.
@@ -126,28 +129,39 @@ class AroundNodules:
       )
       if not target_cubes.holds(scan.geometry, voxel):
         found.rejected.append((OUTSIDE, describe_point(point, voxel)))
-      elif not cut_mask(box).any():
+      elif not found.touches(box):
         found.rejected.append((NOT_IN_MASK, describe_point(point, voxel)))
       else:
-        found.cubes.append(Target(number, box))
+        _add_if_marked(found, Target(number, box))
     wanted = round(self.without_nodule * len(found.cubes))
     if wanted:
-      lungs = None
-      if self.lungs_path:
-        lungs = masks.read_mask(self.lungs_path, scan.geometry, masks.LUNGS)
-      _add_free_places(
-        found, scan, self.cube, rng, wanted, len(self.nodules), lungs
-      )
+      try:
+        self._add_free_places(found, scan, rng, wanted)
+      except reader.ScanError as error:
+        # Of the lung mask: the nodules are as good without.
+        found.rejected.append((error.reason, error.detail))
     return found
 
-  def _cut_mask(self, scan):
+  def _begin(self, scan) -> Targets:
     if self.mask_path:
       mask = masks.read_mask(self.mask_path, scan.geometry)
-      return lambda box: target_cubes.cut_mask(mask, box, self.cube.shape)
+      return _begin_with_mask(mask, self.cube)
     centres = np.array([point for point, _ in self.nodules]).reshape(-1, 3)
     diameters = np.array([diameter for _, diameter in self.nodules])
-    return lambda box: target_cubes.ball_mask(
-      scan.geometry, box, self.cube.shape, centres, diameters
+
+    def cut_mask(box):
+      return target_cubes.ball_mask(
+        scan.geometry, box, self.cube.shape, centres, diameters
+      )
+
+    return Targets([], cut_mask, lambda box: cut_mask(box).any())
+
+  def _add_free_places(self, found, scan, rng, wanted):
+    lungs = None
+    if self.lungs_path:
+      lungs = masks.read_mask(self.lungs_path, scan.geometry, masks.LUNGS)
+    _add_free_places(
+      found, scan, self.cube, rng, wanted, len(self.nodules), lungs
     )
 
 
@@ -159,7 +173,8 @@ class InMask:
     scan_id: of the scan.
     mask_path: the mask, in the geometry of the scan.
     cube: size of the cubes.
-    cubes: number of cubes whose middle is a voxel of the mask.
+    cubes: number of cubes whose middle is a voxel of the mask; jitter moves
+      it.
     without: number of cubes without any voxel of it.
     values: that count as the mask; None takes all above 0.
     jitter_mm: the middle of a cube is moved by up to so much along each axis.
@@ -182,9 +197,7 @@ class InMask:
   def find(self, scan: reader.Scan) -> Targets:
     """Raises reader.ScanError when the mask cannot be used, or is empty."""
     mask = masks.read_mask(self.mask_path, scan.geometry, self.values)
-    found = Targets(
-      [], lambda box: target_cubes.cut_mask(mask, box, self.cube.shape)
-    )
+    found = _begin_with_mask(mask, self.cube)
     rng = _make_rng(self.seed, self.scan_id)
     voxels = masks.draw_voxels(mask, self.cubes, rng, self.mask_path)
     for number, voxel in enumerate(voxels):
@@ -192,7 +205,7 @@ class InMask:
       box = self.cube.box_around(
         scan.geometry, voxel + shift / scan.geometry.spacing
       )
-      found.cubes.append(Target(number, box))
+      _add_if_marked(found, Target(number, box))
     if self.without:
       _add_free_places(found, scan, self.cube, rng, self.without, self.cubes)
     return found
@@ -220,14 +233,15 @@ class WholeScan:
 
   def find(self, scan: reader.Scan) -> Targets:
     """Raises reader.ScanError when the mask cannot be used."""
-    box = target_cubes.Box((0, 0, 0), scan.geometry.size)
-    cubes = [Target(0, box, self.label)]
-    if self.mask_path is None:
-      return Targets(cubes)
-    mask = masks.read_mask(self.mask_path, scan.geometry, self.values)
-    return Targets(
-      cubes, lambda box: target_cubes.cut_mask(mask, box, self.cube.shape)
+    target = Target(
+      0, target_cubes.Box((0, 0, 0), scan.geometry.size), self.label
     )
+    if self.mask_path is None:
+      return Targets([target])
+    mask = masks.read_mask(self.mask_path, scan.geometry, self.values)
+    found = _begin_with_mask(mask, self.cube)
+    _add_if_marked(found, target)
+    return found
 
 
 def describe_point(point: Sequence[float], voxel) -> str:
@@ -239,6 +253,28 @@ def describe_point(point: Sequence[float], voxel) -> str:
 
 def _make_rng(seed: int, scan_id: str) -> np.random.Generator:
   return np.random.default_rng([seed, schema.stable_hash(scan_id)])
+
+
+def _begin_with_mask(mask, cube) -> Targets:
+  """Returns targets without cubes, whose mask is that of the scan."""
+  return Targets(
+    [],
+    lambda box: target_cubes.cut_mask(mask, box, cube.shape),
+    lambda box: target_cubes.touches(mask, box),
+  )
+
+
+def _add_if_marked(found, target) -> None:
+  """Adds a cube, unless the mask that lies in it is lost in the cube's own.
+
+  As background it would be learnt wrong.
+  """
+  if found.touches(target.box) and not found.cut_mask(target.box).any():
+    corner = ' '.join(map(str, target.box.origin))
+    detail = f'box at voxel {corner}: no voxel of the cube falls on the mask'
+    found.rejected.append((MASK_TOO_FINE, detail))
+  else:
+    found.cubes.append(target)
 
 
 def _add_free_places(found, scan, cube, rng, wanted, number, inside=None):
@@ -258,7 +294,7 @@ def _add_free_places(found, scan, cube, rng, wanted, number, inside=None):
     voxels = masks.draw_voxels(inside, tries, rng, 'the lung mask')
   for voxel in voxels:
     box = cube.box_around(scan.geometry, voxel)
-    if not found.cut_mask(box).any():
+    if not found.touches(box):
       found.cubes.append(Target(number, box))
       number, wanted = number + 1, wanted - 1
       if not wanted:

@@ -151,6 +151,22 @@ def test_one_of_two_tasks_fits_the_table(folder, tmp_path):
       [['scan', 'label', 'split'], ['a', 'x', 'train'], ['./a', 'x', 'test']],
       'a is in the splits test, train',
     ),
+    ([['scan', 'label'], ['a', 'x'], ['./a', 'x']], '2 rows of a, wanted one'),
+    (
+      [
+        ['scan', 'x', 'y', 'z', 'label'],
+        ['a', 1, 2, 3, 'x'],
+        ['a', 1, 2, 4, 'x'],
+        ['a', 1.0, 2, 3, 'y'],
+      ],
+      '2 rows of a at 1.0 2.0 3.0 mm, wanted one',
+    ),
+    ([['scan', 'label'], ['/b/a', 'x']], 'line 2: scan is /b/a, wanted a path'),
+    (
+      [['scan', 'label'], ['s3://b/a', 'x']],
+      'line 2: scan is s3://b/a, wanted',
+    ),
+    ([['scan', 'label', 'label'], ['a', 'x', 'y']], 'has the columns'),
   ],
 )
 def test_refuses_tables(rows, line, tmp_path):
