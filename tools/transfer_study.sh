@@ -10,7 +10,7 @@
 # was stopped. The variables below can be set from outside; FLAGS are any of
 # tools/make_phantom.py and count more than the rest.
 set -euo pipefail
-mkdir -p "$1"
+mkdir -p "${1:?wanted: bash tools/transfer_study.sh OUT [SCAN]}"
 OUT="$(cd "$1" && pwd)"
 SCAN=()
 SIZE=256,256,160
@@ -37,6 +37,17 @@ source "$(dirname "$0")/venv.sh"
 : "${SEEDS:=5}"
 : "${FRACTIONS:=0.1,1}"     # of the labels
 : "${FILTERS:=4}"           # of the first convolution
+
+# Later commands find what is there by its folder alone.
+SETTINGS="$(declare -p SCAN SIZE PATIENTS PATIENT_FLAGS TARGET_PATIENTS \
+  TARGET_FLAGS WORDS RESTORATION_EPOCHS WORDS_EPOCHS BOTH_EPOCHS ELASTIC \
+  DECORRELATION FILTERS)"
+if [ -e "$OUT/settings" ] && [ "$(cat "$OUT/settings")" != "$SETTINGS" ]; then
+  echo "error: $OUT holds patients and networks of other settings (see" \
+    "$OUT/settings): give these, or another folder" >&2
+  exit 1
+fi
+printf '%s\n' "$SETTINGS" > "$OUT/settings"
 
 _make_patients() {
   local name="$1"

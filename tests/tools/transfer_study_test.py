@@ -262,6 +262,33 @@ def test_processes_that_had_their_share_are_replaced(study, tmp_path):
   assert list(rows['seed']) == [1, 2, 3]
 
 
+def test_the_script_takes_no_folder_of_other_settings(tmp_path):
+  def run(*arguments, **variables):
+    return subprocess.run(
+      ['bash', 'tools/transfer_study.sh', *arguments],
+      cwd=_ROOT,
+      # No flag of make_phantom: that ends it once the settings are checked.
+      env=os.environ | {'PATIENT_FLAGS': '--none'} | variables,
+      capture_output=True,
+      text=True,
+      check=False,
+    )
+
+  assert 'wanted: bash tools/transfer_study.sh OUT [SCAN]' in run().stderr
+  assert "Unknown command line flag 'none'" in run(str(tmp_path)).stderr
+  assert "Unknown command line flag 'none'" in run(str(tmp_path)).stderr
+  for other in (
+    run(str(tmp_path), str(tmp_path)),
+    run(str(tmp_path), WORDS='5'),
+  ):
+    assert other.returncode == 1
+    assert f'error: {tmp_path} holds patients and netw' in other.stderr
+    assert 'Unknown' not in other.stderr
+  # More labels or seeds are added.
+  assert 'Unknown' in run(str(tmp_path), SEEDS='7', FRACTIONS='1').stderr
+  assert os.listdir(tmp_path) == ['settings']
+
+
 @pytest.mark.long
 def test_the_script_goes_from_scans_to_plots(tmp_path):
   small = {
