@@ -5,6 +5,7 @@ import functools
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -12,6 +13,7 @@ import numpy as np
 from PIL import Image
 import pytest
 from sklearn import metrics as sklearn_metrics
+import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
@@ -79,6 +81,7 @@ def test_classes_equal_scikit_learn(runs, data_dir, tmp_path):
     written = json.load(file)
   assert written['metrics']['auc']['value'] == found['auc'].value
   assert (written['examples'], written['scans']) == (10, 5)
+  assert (written['checkpoint'], written['neighbours']) == ('best', None)
   with Image.open(output / 'roc.png') as picture:
     assert min(picture.size) > 300
 
@@ -220,3 +223,40 @@ def test_refuses_other_runs_and_data(runs, data_dir, tmp_path):
   with pytest.raises(errors.UserError, match="in split 'none'"):
     evaluate(str(runs / 'classes'), data_dir, split='none')
   assert not (tmp_path / 'report').exists()
+
+
+def test_refuses_cubes_of_another_shape(runs, data_dir, tmp_path):
+  copy = tmp_path / 'run'
+  shutil.copytree(runs / 'classes', copy)
+  path = copy / checkpoints.DESCRIPTION_FILE
+  description = json.loads(path.read_text())
+  path.write_text(json.dumps(description | {'shape': [32, 32, 16]}))
+  report = str(tmp_path / 'report')
+  text = r'on cubes of \[32, 32, 16\] voxels, .* has \[16, 16, 8\]'
+  with pytest.raises(errors.UserError, match=text):
+    evaluation_report.evaluate(str(copy), data_dir, report)
+  assert not (tmp_path / 'report').exists()
+  # Embeddings can be had of any.
+  evaluation_report.evaluate(
+    str(copy), data_dir, report, probe=evaluation.NEIGHBOURS, resamples=0
+  )
+
+
+@pytest.mark.parametrize('probe', [None, evaluation.LINEAR])
+def test_a_broken_network_is_named(
+  runs, data_dir, tmp_path, monkeypatch, probe
+):
+  model, description = checkpoints.load_model(str(runs / 'classes'))
+  for variable in model.trainable_variables:
+    variable.assign(variable * float('nan'))
+  # Some convolutions take NaN for 0.
+  monkeypatch.setattr(
+    model, 'embed', lambda cubes: tf.fill((len(cubes), 4), float('nan'))
+  )
+  monkeypatch.setattr(
+    checkpoints, 'load_model', lambda *_: (model, description)
+  )
+  with pytest.raises(errors.UserError, match='values that are not finite'):
+    evaluation_report.evaluate(
+      str(runs / 'classes'), data_dir, str(tmp_path / 'report'), probe=probe
+    )

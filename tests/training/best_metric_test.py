@@ -1,5 +1,8 @@
 """What the best weights are chosen by, and what then follows it."""
 
+import functools
+import json
+
 import pytest
 
 from tests.training import tiny_data
@@ -78,6 +81,18 @@ def test_refuses_a_best_metric_before_it_trains(
       tiny_data.make_settings(data_dir, best_metric=metric),
     )
   assert not (tmp_path / 'run').exists()
+
+
+def test_a_run_keeps_its_best_metric(tmp_path, strategy, data_dir):
+  train = functools.partial(loop.train, str(tmp_path), strategy)
+  train(tiny_data.make_settings(data_dir, epochs=1))
+  with pytest.raises(errors.UserError, match='another best_metric: "loss", no'):
+    train(tiny_data.make_settings(data_dir, epochs=2, best_metric='accuracy'))
+  path = tmp_path / 'model.json'
+  description = json.loads(path.read_text())
+  del description['best_metric']  # as of an older run
+  path.write_text(json.dumps(description))
+  assert len(train(tiny_data.make_settings(data_dir, epochs=2))) == 2
 
 
 def test_goes_on_from_the_best_loss_of_an_older_run():

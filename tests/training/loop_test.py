@@ -258,6 +258,19 @@ def _cubes_of(count):
   return cubes, np.arange(count) % 4
 
 
+def test_weights_that_the_last_step_broke_are_not_saved(
+  tmp_path, strategy, data_dir, monkeypatch
+):
+  _train(tmp_path, strategy, data_dir, epochs=1)
+  before = _weights(tmp_path)
+  monkeypatch.setattr(
+    loop._Loop, '_validate', lambda self: ({'loss': float('nan')}, {})
+  )
+  with pytest.raises(errors.UserError, match='not finite after epoch 2: low'):
+    _train(tmp_path, strategy, data_dir, epochs=2)
+  _assert_equal(_weights(tmp_path), before)
+
+
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, strategy, data_dir):
   _train(tmp_path, strategy, data_dir, epochs=1)
   before = _weights(tmp_path)

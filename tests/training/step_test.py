@@ -1,5 +1,6 @@
 """One step against plain TensorFlow, and what is compiled."""
 
+import functools
 import pathlib
 import subprocess
 import sys
@@ -11,8 +12,10 @@ import tensorflow as tf
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2 import models
 from transvw_tf2.models import decorrelation
 from transvw_tf2.training import step
+from transvw_tf2.training import tasks
 
 
 class _Strategy:
@@ -185,6 +188,26 @@ def test_accumulation_adds_up_the_gradients_of_parts(jit_compile):
     model.non_trainable_variables, want_moving, strict=True
   ):
     np.testing.assert_allclose(variable.numpy(), want, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize('accumulation', [1, 2])
+def test_what_no_loss_reaches_stays_as_it_is(monkeypatch, accumulation):
+  network = functools.partial(
+    models.build_visual_word_net, base_filters=2, depth=3
+  )
+  monkeypatch.setattr(
+    tiny_data,
+    'make_task',
+    lambda: tasks.NameWords(network, tiny_data.AddNoise),
+  )
+  steps, model, _ = _make(False, accumulation=accumulation)
+  before = {v.path: v.numpy() for v in model.trainable_variables}
+  steps.train(_batch(), tf.constant([1, 2]))
+  for variable in model.trainable_variables:
+    path = variable.path
+    if 'decoder' in path or path.endswith('kernel'):
+      same = np.array_equal(variable.numpy(), before[path])
+      assert same == ('decoder' in path or 'final_conv' in path), path
 
 
 def _train_for_a_while(weight):

@@ -213,6 +213,8 @@ def _describe(workdir, settings, task, data):
       'batch_size': settings.batch_size,
       'accumulation': settings.accumulation,
       'precision': settings.precision,
+      # Schedule and early stopping compare with the best of it so far.
+      'best_metric': settings.best_metric,
       'seed': settings.seed,
     },
   )

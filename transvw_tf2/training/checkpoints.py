@@ -280,6 +280,8 @@ def _read_description(workdir: str) -> dict:
 
 
 def _compare(workdir: str, old: dict, new: dict) -> None:
+  # A run that was begun before it was written down may have had any.
+  old = {'best_metric': new.get('best_metric')} | old
   changed = [key for key in new if old.get(key) != new[key]]
   if changed:
     key = changed[0]

@@ -78,11 +78,9 @@ def predict_classes(
   run = tf.function(model)
 
   def classify(batch):
-    outputs = run(batch['cube'], training=False)
-    return {
-      'label': batch['label'],
-      'probabilities': outputs['probabilities'],
-    }
+    probabilities = run(batch['cube'], training=False)['probabilities']
+    _check_finite(probabilities)
+    return {'label': batch['label'], 'probabilities': probabilities}
 
   return Predictions(**_run(data, split, batch_size, classify))
 
@@ -100,6 +98,7 @@ def predict_masks(
 
   def count(batch):
     predicted = run(batch['cube'], training=False)
+    _check_finite(predicted)
     if len(pictures['cubes']) < most_pictures:
       for weight, mask, cube, one in zip(
         batch['weight'], batch['mask'], batch['cube'], predicted, strict=True
@@ -141,7 +140,9 @@ def probe_classes(
   run = tf.function(model.embed)
 
   def embed(batch):
-    return {'label': batch['label'], 'embedding': run(batch['cube'])}
+    embedding = run(batch['cube'])
+    _check_finite(embedding)
+    return {'label': batch['label'], 'embedding': embedding}
 
   rows = {
     one: _run(data, one, batch_size, embed)
@@ -265,6 +266,14 @@ def _run(data, split, batch_size, function: Callable) -> dict:
   # What filled the last batch goes.
   found = {name: np.concatenate(parts)[:size] for name, parts in rows.items()}
   return {'scan_ids': scan_ids[:size], **found}
+
+
+def _check_finite(values) -> None:
+  if not np.isfinite(values).all():
+    raise errors.UserError(
+      'the network gives values that are not finite: its training went wrong,'
+      ' do it again with a lower train.learning_rate'
+    )
 
 
 def _classification_metrics(label, scores, scans) -> dict[str, float]:

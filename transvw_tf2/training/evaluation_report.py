@@ -63,6 +63,8 @@ def evaluate(
     )
   masks = probe is None and task == 'Segmentation'
   data = evaluation.open_data(data_dir, 'mask' if masks else 'label')
+  if probe is None:
+    _check_shape(workdir, description, data)
   if masks:
     found = evaluation.predict_masks(model, data, split, batch_size)
     metrics = evaluation.measure_masks(found, resamples=resamples, seed=seed)
@@ -79,12 +81,14 @@ def evaluate(
     )
   settings = {
     'workdir': workdir,
+    'checkpoint': checkpoint,
     'epoch': description['epoch'],
     'data': data.data_dir,
     'split': split,
     'examples': len(found.scan_ids),
     'scans': len(set(found.scan_ids)),
     'probe': probe,
+    'neighbours': neighbours if probe == evaluation.NEIGHBOURS else None,
     'resamples': resamples,
     'seed': seed,
   }
@@ -96,6 +100,15 @@ def evaluate(
     ) from error
   _write(output, metrics, settings, found, data.classes)
   return metrics
+
+
+def _check_shape(workdir, description, data) -> None:
+  if tuple(description['shape']) != data.shape:
+    raise errors.UserError(
+      f'--workdir {workdir} was trained on cubes of {description["shape"]}'
+      f' voxels, data set {data.data_dir} has {list(data.shape)}: give the data'
+      ' set it was trained on, or one with the same cube_shape'
+    )
 
 
 def _check_classes(workdir, description, data) -> None:

@@ -197,6 +197,9 @@ class _Loop:
       self._steps.average_statistics()
     with damaged_data.explain(run.data, schema.VALIDATION):
       validated, totals = self._validate()
+    if not math.isfinite(validated['loss']):
+      # The last step broke the weights; they are not saved.
+      raise self._not_finite(f'after epoch {epoch}')
     rate = float(run.optimizer.learning_rate.numpy())
     values = {
       **{f'train/{name}': value for name, value in trained.items()},
@@ -301,11 +304,15 @@ class _Loop:
   def _check_finite(self):
     step = self._sums.first_not_finite()
     if step is not None:
-      raise errors.UserError(
-        f'the loss is not finite in epoch {self._progress.epoch + 1}, step'
-        f' {step + 1}: lower train.learning_rate; the last good checkpoint in'
-        f' {self._run.workdir} is kept'
+      raise self._not_finite(
+        f'in epoch {self._progress.epoch + 1}, step {step + 1}'
       )
+
+  def _not_finite(self, when) -> errors.UserError:
+    return errors.UserError(
+      f'the loss is not finite {when}: lower train.learning_rate; the last'
+      f' good checkpoint in {self._run.workdir} is kept'
+    )
 
   def _save_within_epoch(self):
     self._check_finite()

@@ -329,7 +329,12 @@ class Steps:
       # Divided by the *global* batch: the optimizer adds up the replicas.
       loss = tf.reduce_sum(losses['loss']) / self._batch_size
       loss = (loss + penalty) * scale
-    gradients = tape.gradient(loss, self._variables)
+    # A whole Y-Net that only names words has a decoder that no loss reaches.
+    gradients = tape.gradient(
+      loss,
+      self._variables,
+      unconnected_gradients=tf.UnconnectedGradients.ZERO,
+    )
     return gradients, {
       name: tf.reduce_sum(losses[name]) for name in self._task.metrics
     }
