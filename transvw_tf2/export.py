@@ -11,7 +11,6 @@ Command:
 
 from collections.abc import Sequence
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import errors
@@ -67,8 +66,7 @@ def _parse_grid(values: Sequence[str]) -> tuple[int, ...]:
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   export.export_workdir(
     _WORKDIR.value,
     _OUTPUT.value,

@@ -15,7 +15,6 @@ the last bit, whether and wherever it was cut off.
 import os
 import sys
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import mains
@@ -53,8 +52,7 @@ _THREADS = flags.DEFINE_integer(
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   data = [f'train.data_dir = {_DATA.value!r}'] if _DATA.value else []
   gin_files.parse(_GIN_FILE.value, [*_GIN_PARAM.value, *data])
   if _DETERMINISTIC.value:

@@ -57,7 +57,7 @@ def main(argv):
     devices.uses_gpu(strategy),
   )
 
-mains.run(main)
+mains.run(main, positional=True)
 """
 
 
