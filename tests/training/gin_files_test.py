@@ -12,6 +12,9 @@ from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import tasks
 
 
+_NAME = 'wanted a name without quotes, such as @'
+
+
 @pytest.fixture(autouse=True)
 def _clean():
   yield
@@ -80,6 +83,49 @@ def test_unknown_names_are_named(parameter, named):
   with pytest.raises(errors.UserError, match='gin, in') as raised:
     gin_files.parse([], [parameter])
   assert named in str(raised.value)
+
+
+@pytest.mark.parametrize(
+  ('parameter', 'line'),
+  [
+    ('batch_size = "abc"', "batch_size is 'abc', wanted a whole number"),
+    ('epochs = 2.5', 'epochs is 2.5, wanted a whole number'),
+    ('seed = True', 'seed is True, wanted a whole number'),
+    ('learning_rate = "x"', "learning_rate is 'x', wanted a number"),
+    (
+      'batch_norm_momentum = "x"',
+      "batch_norm_momentum is 'x', wanted a number or None",
+    ),
+    (
+      'inputs_in_pipeline = 1',
+      'inputs_in_pipeline is 1, wanted True or False',
+    ),
+    ('start_from = 3', 'start_from is 3, wanted text in quotes'),
+    ('task = "Pretrain"', f"task is 'Pretrain', {_NAME}Pretrain"),
+    ('schedule = None', f'schedule is None, {_NAME}ReduceOnPlateau'),
+    ('early_stopping = 1', f'early_stopping is 1, {_NAME}EarlyStopping'),
+    ('freezing = "Freezing"', f"freezing is 'Freezing', {_NAME}Freezing"),
+  ],
+)
+def test_values_of_a_wrong_kind_are_named(parameter, line):
+  gin_files.parse([], [f'train.{parameter}'])
+  with pytest.raises(errors.UserError) as raised:
+    settings_lib.Settings()
+  assert str(raised.value).startswith(f'train.{line}\n')
+
+
+def test_values_of_the_right_kind_are_taken():
+  gin_files.parse(
+    [],
+    [
+      'train.learning_rate = 1',
+      'train.batch_norm_momentum = None',
+      'train.synchronized_batch_norm = None',
+      'train.label_fraction = 1',
+      'train.task = @Restore',
+    ],
+  )
+  assert isinstance(settings_lib.Settings().task(), tasks.Restore)
 
 
 def test_missing_file_is_one_line():
