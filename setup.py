@@ -30,7 +30,7 @@ setuptools.setup(
   long_description=_LONG_DESCRIPTION,
   long_description_content_type='text/markdown',
   license='Apache-2.0',
-  python_requires='>=3.11',
+  python_requires='>=3.11,<3.14',  # TensorFlow has no wheels for 3.14
   packages=setuptools.find_packages(include=['transvw_tf2*', 'beam_jobs*']),
   package_data={'beam_jobs': ['*/README.md', '*/*.bib', '*/*.txt']},
   data_files=_gin_data_files(),

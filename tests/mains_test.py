@@ -9,21 +9,25 @@ import pytest
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 _MAIN = """
+from absl import flags
 from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
 
+{before}
+
 def main(argv):
   {body}
 
-mains.run(main)
+mains.run(main, {options})
 """
 
 
-def _run(body, *arguments):
+def _run(body, *arguments, options='', before=''):
+  main = _MAIN.format(body=body, options=options, before=before)
   return subprocess.run(
-    [sys.executable, '-c', _MAIN.format(body=body), *arguments],
+    [sys.executable, '-c', main, *arguments],
     capture_output=True,
     text=True,
     cwd=_ROOT,
@@ -54,9 +58,40 @@ def test_a_defect_keeps_its_traceback():
 
 
 def test_success_and_arguments():
-  done = _run('print(argv[1:])', 'one', 'two')
-  assert (done.returncode, done.stdout) == (0, "['one', 'two']\n")
+  for option in ('positional=True', 'known_only=True'):
+    done = _run('print(argv[1:])', 'one', 'two', options=option)
+    assert (done.returncode, done.stdout) == (0, "['one', 'two']\n")
   assert _run('return 3').returncode == 3
+
+
+def test_what_is_no_flag_is_refused():
+  done = _run('print(1)', 'b=B', 'false')
+  assert (done.returncode, done.stdout) == (1, '')
+  assert done.stderr.startswith('error: unexpected arguments b=B false; wanted')
+  assert done.stderr.count('\n') == 1
+
+
+@pytest.mark.parametrize(
+  'flags',
+  [
+    ('make_phantom.py', '--out=OUT', '--detected_candidates', 'false'),
+    ('transfer_study.py', '--output=OUT', '--data=a=A', 'false'),
+  ],
+)
+def test_tools_refuse_what_is_no_flag(flags, tmp_path):
+  tool = os.path.join(_ROOT, 'tools', flags[0])
+  done = subprocess.run(
+    [sys.executable, tool, *flags[1:]],
+    capture_output=True,
+    text=True,
+    cwd=tmp_path,
+    env={**os.environ, 'PYTHONPATH': _ROOT},
+    check=False,
+  )
+  assert done.returncode == 1
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith('error: unexpected arguments false; wanted')
+  assert not list(tmp_path.iterdir())
 
 
 def test_unknown_flags_are_named():
@@ -67,14 +102,11 @@ def test_unknown_flags_are_named():
 
 
 def test_wrong_flags_of_a_job_are_one_line():
-  main = _MAIN.replace('mains.run(main)', 'mains.run(main, known_only=True)')
-  main = 'from absl import flags\nflags.DEFINE_integer("n", 1, "")\n' + main
-  done = subprocess.run(
-    [sys.executable, '-c', main.format(body='print(argv[1:])'), '--n=three'],
-    capture_output=True,
-    text=True,
-    cwd=_ROOT,
-    check=False,
+  done = _run(
+    'print(argv[1:])',
+    '--n=three',
+    options='known_only=True',
+    before='flags.DEFINE_integer("n", 1, "")',
   )
   assert done.returncode == 1
   assert done.stderr.startswith('error: ') and '--n=three' in done.stderr

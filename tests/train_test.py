@@ -66,18 +66,26 @@ def test_compiled_replicas_stay_together(data_dir, tmp_path):
 
 
 @pytest.mark.parametrize(
-  ('argument', 'line'),
+  ('argument', 'line', 'said'),
   [
-    ('--gin_param=train.no_such = 1', 'no_such'),
-    ('--gin_param=train.batch_size = 3', 'multiple of the 2 replicas'),
-    ('--data=/no/such/folder', 'does not exist'),
-    ('--gin_file=gin/runs/no.gin', 'gin/runs/no.gin does not exist'),
+    ('--gin_param=train.no_such = 1', 'no_such', ''),
+    (
+      '--gin_param=train.batch_size = 3',
+      'multiple of the 2 replicas',
+      'training on CPU:0, CPU:1\n',
+    ),
+    (
+      '--data=/no/such/folder',
+      'does not exist',
+      'training on CPU:0, CPU:1\n',
+    ),
+    ('--gin_file=gin/runs/no.gin', 'gin/runs/no.gin does not exist', ''),
   ],
 )
-def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line):
+def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line, said):
   workdir = tmp_path / 'run'
   done = _train(workdir, data_dir, '--devices=cpu:2', argument)
-  assert done.returncode == 1
+  assert (done.returncode, done.stdout) == (1, said)
   assert done.stderr.splitlines()[-1].startswith('error: ')
   assert line in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr

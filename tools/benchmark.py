@@ -89,4 +89,4 @@ if __name__ == '__main__':
     if _argument in _FILES:
       load(_argument)
       break
-  mains.run(main)
+  mains.run(main, positional=True)

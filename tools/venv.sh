@@ -23,8 +23,9 @@ _install_pinned() {
 
 _install() {
   local python="${PYTHON:-python3}"
-  if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
-    echo "error: Python 3.11 or newer is needed, $python is" \
+  if ! "$python" -c 'import sys
+sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))'; then
+    echo "error: Python 3.11, 3.12 or 3.13 is needed, $python is" \
       "$("$python" --version 2>&1); set PYTHON to another one" >&2
     return 1
   fi

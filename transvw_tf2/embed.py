@@ -8,7 +8,6 @@ corners [x, y, z] of the cubes, and `mean` float32 (512,).
 Cost: about 0.2 s a cube on 2 CPU cores, 1 to 2 minutes for 512x512x250.
 """
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import mains
@@ -33,8 +32,7 @@ _BATCH_SIZE = flags.DEFINE_integer(
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   embedding = embed.embed_file(
     _MODEL.value,
     _SCAN.value,

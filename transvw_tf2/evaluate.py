@@ -10,7 +10,6 @@ not. REPORT gets metrics.json, predictions.csv and a picture: roc.png or
 overlays.png.
 """
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import mains
@@ -45,8 +44,7 @@ _SEED = flags.DEFINE_integer('seed', 1, 'Of the bootstrap.', lower_bound=0)
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   metrics = evaluation_report.evaluate(
     _WORKDIR.value,
     _DATA.value,

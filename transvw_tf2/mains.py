@@ -40,24 +40,34 @@ def _log_for_users() -> None:
 
 
 def run(
-  main: Callable[[list[str]], int | None], *, known_only: bool = False
+  main: Callable[[list[str]], int | None],
+  *,
+  known_only: bool = False,
+  positional: bool = False,
 ) -> None:
   """Runs `main` under absl.app.run and exits.
 
   Prints `error: ...` on one line of stderr and exits with code 1 when `main`
   raises errors.UserError or reader.ScanError; any other exception is a defect
-  and keeps its traceback.
+  and keeps its traceback. Arguments that are not flags are refused unless
+  `main` takes them.
 
   Args:
     main: takes the arguments that are not flags, argv[0] first; what it
       returns is the exit code (None is 0).
     known_only: leave flags that are not defined in argv, for a main that hands
-      them on (to Beam) and checks them itself.
+      them on (to Beam) and checks them, and what is no flag, itself.
+    positional: whether `main` takes arguments that are not flags.
   """
 
   def guarded(argv):
     _log_for_users()
     try:
+      if len(argv) > 1 and not (positional or known_only):
+        raise errors.UserError(
+          f'unexpected arguments {" ".join(argv[1:])}; wanted only flags, such'
+          ' as --name=value, or --name and --noname where it is yes or no'
+        )
       return main(argv)
     except (errors.UserError, scan_errors.ScanError) as error:
       # Gin appends where it was called from, on lines of its own.

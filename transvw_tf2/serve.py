@@ -13,7 +13,6 @@ import dataclasses
 import os
 import sys
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import errors
@@ -36,8 +35,7 @@ flags.mark_flag_as_required('model')
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   values = {name: flag.value for name, flag in _FLAGS.items()}
   if values['api_key'] is None:
     values['api_key'] = os.environ.get('TRANSVW_API_KEY')

@@ -15,7 +15,6 @@ the last bit, whether and wherever it was cut off.
 import os
 import sys
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import mains
@@ -38,10 +37,16 @@ _WORKDIR = flags.DEFINE_string(
   'workdir', None, 'Folder of the run.', required=True
 )
 _DEVICES = flags.DEFINE_string(
-  'devices', 'all', "'all', 'cpu', 'cpu:2', 'gpu' or 'gpu:0,1'."
+  'devices',
+  'all',
+  "'all' (every GPU, or one CPU where there is none), 'cpu', 'cpu:2', 'gpu' or"
+  " 'gpu:0,1'.",
 )
 _DETERMINISTIC = flags.DEFINE_bool(
-  'deterministic', False, 'Same bits in every run, somewhat slower.'
+  'deterministic',
+  False,
+  'Same bits in every run on one kind of machine. What it costs drowned in the'
+  ' noise on CPU.',
 )
 _THREADS = flags.DEFINE_integer(
   'threads',
@@ -53,13 +58,13 @@ _THREADS = flags.DEFINE_integer(
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   data = [f'train.data_dir = {_DATA.value!r}'] if _DATA.value else []
   gin_files.parse(_GIN_FILE.value, [*_GIN_PARAM.value, *data])
   if _DETERMINISTIC.value:
     devices.make_deterministic(_THREADS.value or os.cpu_count())
   strategy = devices.make_strategy(_DEVICES.value)
+  print(f'training on {devices.describe(strategy)}', flush=True)
   try:
     with interruption.Interruption() as interrupted:
       rows = loop.train(

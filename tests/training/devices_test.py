@@ -55,9 +55,10 @@ def main(argv):
     strategy.num_replicas_in_sync,
     devices.is_chief(strategy),
     devices.uses_gpu(strategy),
+    devices.describe(strategy),
   )
 
-mains.run(main)
+mains.run(main, positional=True)
 """
 
 
@@ -74,7 +75,7 @@ def _make(text, **environment):
 
 def test_logical_cpus_are_replicas():
   done = _make('cpu:2')
-  assert done.stdout == '2 True False\n', done.stderr
+  assert done.stdout == '2 True False CPU:0, CPU:1\n', done.stderr
 
 
 def test_a_gpu_that_does_not_exist_is_one_line():

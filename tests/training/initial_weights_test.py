@@ -97,8 +97,13 @@ def test_an_encoder_of_another_size_is_refused(tmp_path):
 
 def test_what_is_no_network_is_one_line(tmp_path):
   model = _build('unet3d', seed=2)
-  with pytest.raises(errors.UserError, match='no file'):
-    initial_weights.start_from(model, str(tmp_path / 'none.keras'))
+  for name in ('none.keras', 'NOPE'):
+    path = str(tmp_path / name)
+    with pytest.raises(errors.UserError) as raised:
+      initial_weights.start_from(model, path)
+    assert f'train.start_from {path!r} does not exist: give' in str(
+      raised.value
+    )
   (tmp_path / 'text.keras').write_text('no network')
   with pytest.raises(errors.UserError, match='cannot be loaded'):
     initial_weights.start_from(model, str(tmp_path / 'text.keras'))

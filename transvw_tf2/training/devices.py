@@ -117,6 +117,12 @@ def uses_gpu(strategy: tf.distribute.Strategy) -> bool:
   return any('GPU' in name for name in strategy.extended.worker_devices)
 
 
+def describe(strategy: tf.distribute.Strategy) -> str:
+  """Returns the devices of this worker's replicas, such as 'GPU:0, GPU:1'."""
+  names = strategy.extended.worker_devices
+  return ', '.join(name.rpartition('device:')[2] for name in names)
+
+
 def is_chief(strategy: tf.distribute.Strategy) -> bool:
   """Returns whether this process is the one that writes the results."""
   resolver = strategy.cluster_resolver

@@ -3,9 +3,14 @@
 A gin file is code that configures this program: use only files you trust.
 """
 
+import ast
+from collections.abc import Iterator
 from collections.abc import Sequence
+import contextlib
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
+import logging
 import os
+import re
 import sys
 
 import gin
@@ -49,7 +54,52 @@ def parse(
   for path in SEARCH_PATHS[1:]:
     gin.add_config_file_search_path(path)
   try:
-    gin.parse_config_files_and_bindings(list(files), list(parameters))
+    with _quiet_search():
+      gin.parse_config_files_and_bindings(list(files), list(parameters))
   except (AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
     given = ', '.join([*files, *parameters])
-    raise errors.UserError(f'gin, in {given}: {error}') from error
+    # With an address in memory, from Python's parser.
+    problem = re.sub(r'^malformed node .* at 0x\w+>\s*', '', str(error))
+    raise errors.UserError(
+      f'gin, in {given}: {problem}{_next_step(problem, parameters)}'
+    ) from error
+
+
+@contextlib.contextmanager
+def _quiet_search() -> Iterator[None]:
+  """Keeps gin from logging an error for each place that lacks a file.
+
+  What is nowhere is an exception too.
+  """
+
+  def is_shown(record) -> bool:
+    return os.path.basename(record.pathname) != 'resource_reader.py'
+
+  root = logging.getLogger()  # where gin logs
+  root.addFilter(is_shown)
+  try:
+    yield
+  finally:
+    root.removeFilter(is_shown)
+
+
+def _next_step(problem: str, parameters: Sequence[str]) -> str:
+  """Returns what to do about an error of gin; '' where that is not known."""
+  if missing := re.match(r'(\S+) set to `%gin.REQUIRED`', problem):
+    value = '"RUN"' if missing[1] == 'train.start_from' else '...'
+    return f" Add --gin_param '{missing[1]} = {value}'."
+  for parameter in parameters:
+    name, _, value = (part.strip() for part in parameter.partition('='))
+    if _is_bare_text(value):
+      return f'; text needs quotes: \'{name} = "{value}"\''
+  return ''
+
+
+def _is_bare_text(value: str) -> bool:
+  if not value or value[0] in '@%\'"([{':
+    return False
+  try:
+    ast.literal_eval(value)
+  except (SyntaxError, ValueError):
+    return True
+  return False

@@ -78,11 +78,14 @@ def copy_parts(pretrained: keras.Model, model: keras.Model) -> str:
 
 
 def _load(source: str) -> keras.Model:
+  if not os.path.exists(source):
+    raise errors.UserError(
+      f'train.start_from {source!r} does not exist: give the --workdir of a run'
+      f' or a {_SUFFIX} file'
+    )
   if not source.endswith(_SUFFIX):
     model, _ = checkpoints.load_model(source)
     return model
-  if not os.path.isfile(source):
-    raise errors.UserError(f'train.start_from: no file {source}')
   try:
     model = keras_file.load_network(source)
   except errors.UserError as error:

@@ -4,6 +4,8 @@ from collections.abc import Callable
 import dataclasses
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import math
+import numbers
+from typing import Any
 
 import gin
 import tensorflow as tf
@@ -22,6 +24,17 @@ PRECISIONS = {
   'bfloat16': 'mixed_bfloat16',
   'float16': 'mixed_float16',
 }
+# What values of an annotated type are, and how to say so. Of the others, such
+# as jit_compile, those that use them check the values.
+_KINDS = {
+  int: (numbers.Integral, 'a whole number'),
+  float: (numbers.Real, 'a number'),
+  float | None: (numbers.Real | None, 'a number or None'),
+  bool: (bool, 'True or False'),
+  bool | None: (bool | None, 'True, False or None'),
+  str: (str, 'text in quotes'),
+}
+_BOOLEANS = (bool, bool | None)
 _COUNTS = (
   *('epochs', 'accumulation', 'steps_per_call', 'checkpoint_steps'),
   *('keep_checkpoints', 'picture_epochs'),
@@ -103,6 +116,8 @@ class Settings:
   picture_epochs: int = 1
 
   def __post_init__(self):
+    for field in dataclasses.fields(self):
+      _check_kind(field, getattr(self, field.name))
     for name in _COUNTS:
       value = getattr(self, name)
       if value < 1:
@@ -128,3 +143,19 @@ class Settings:
   def dtype_policy(self) -> str:
     """Keras' name of the precision."""
     return PRECISIONS[self.precision]
+
+
+def _check_kind(field: dataclasses.Field, value: Any) -> None:
+  """Raises UserError where a value is of another kind than its field."""
+  if field.type in _KINDS:
+    kind, wanted = _KINDS[field.type]
+    fits = isinstance(value, kind)
+    if isinstance(value, bool):  # which Python counts among the integers
+      fits = field.type in _BOOLEANS
+  elif callable(field.default):
+    fits = callable(value)
+    wanted = f'a name without quotes, such as @{field.default.__name__}'
+  else:
+    return
+  if not fits:
+    raise errors.UserError(f'train.{field.name} is {value!r}, wanted {wanted}')
