@@ -36,3 +36,13 @@ def replacing(path: str, suffix: str = '') -> Iterator[str]:
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.remove(partial)
+
+
+def write(path: str, content: bytes | memoryview) -> None:
+  """Writes a file that is whole or not there.
+
+  Raises:
+    errors.UserError: it cannot be written.
+  """
+  with replacing(path) as partial, open(partial, 'wb') as file:
+    file.write(content)

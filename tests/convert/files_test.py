@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 
@@ -292,19 +293,31 @@ def test_a_format_has_to_fit_the_name(tmp_path):
   assert h5py.is_hdf5(tmp_path / 'b')
 
 
-def test_a_failure_in_writing_leaves_the_old_file(tmp_path, monkeypatch):
-  official, path = str(tmp_path / 'official.h5'), tmp_path / 'ours.h5'
-  _write(official, 'encoder')
+@pytest.mark.parametrize('output', ['ours.h5', 'ours.pt', 'ours.keras'])
+def test_a_full_disk_leaves_the_old_file(output, tmp_path):
+  official, path = str(tmp_path / 'official'), tmp_path / output
+  _write(official, 'torch' if output == 'ours.pt' else 'encoder')
   path.write_text('old')
-
-  def fail(self, *args, **kwargs):
-    raise OSError('disk is full')
-
-  monkeypatch.setattr(h5py.Group, 'create_dataset', fail)
-  with pytest.raises(errors.UserError, match='disk is full'):
-    files.convert(official, str(path))
+  # Of what a file may have, at most; Python ignores the signal.
+  limit = (10_000, 10_000)
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'transvw_tf2.convert'),
+      *('--input', official, '--output', str(path)),
+    ],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    check=False,
+  )
+  assert done.returncode == 1
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith(f'error: {path} cannot be written')
+  assert 'File too large' in line
+  assert 'Traceback' not in done.stderr
   assert path.read_text() == 'old'
-  assert sorted(os.listdir(tmp_path)) == ['official.h5', 'ours.h5']
+  assert sorted(os.listdir(tmp_path)) == ['official', output]
 
 
 def test_the_command(tmp_path, import_main, capsys):

@@ -13,6 +13,7 @@ more than it can hold.
 
 import collections
 from collections.abc import Sequence
+import io
 import itertools
 import math
 import re
@@ -258,10 +259,9 @@ def write(path: str, network: network_lib.Network) -> dict[str, str]:
       ' .keras'
     )
   targets = {}
-  with (
-    output_file.replacing(path) as partial,
-    h5py.File(partial, 'w') as file,
-  ):
+  # HDF5 itself may crash on a disk that is full.
+  content = io.BytesIO()
+  with h5py.File(content, 'w') as file:
     root = file.create_group(_ROOT)
     root.attrs['backend'] = np.bytes_(b'tensorflow')
     root.attrs['keras_version'] = np.bytes_(b'2.2.4')
@@ -275,6 +275,7 @@ def write(path: str, network: network_lib.Network) -> dict[str, str]:
       for name, (weight, array) in zip(names, weights.items(), strict=True):
         group.create_dataset(name, data=array)
         targets[f'{ours}/{weight}'] = f'{layer}/{name}'
+  output_file.write(path, content.getbuffer())
   return targets
 
 

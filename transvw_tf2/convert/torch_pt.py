@@ -12,6 +12,7 @@ the running ones are in the file and are converted.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import io
 import re
 import warnings
 import zipfile
@@ -137,8 +138,10 @@ def write(path: str, network: network_lib.Network) -> dict[str, str]:
       targets[row.weight_name(weight)] = key
     if 'gamma' in row.shapes:
       state[f'{row.module}.{_COUNTER}'] = torch.tensor(0)
-  with output_file.replacing(path) as partial:
-    torch.save({_STATE: state}, partial, _use_new_zipfile_serialization=False)
+  # torch.save itself raises many kinds on a disk that is full.
+  content = io.BytesIO()
+  torch.save({_STATE: state}, content, _use_new_zipfile_serialization=False)
+  output_file.write(path, content.getbuffer())
   return targets
 
 
