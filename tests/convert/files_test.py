@@ -339,6 +339,32 @@ def test_the_command(tmp_path, import_main, capsys):
   assert table[0]['shape'] == '3x3x3x1x2'
 
 
+@pytest.mark.parametrize(
+  ('name', 'line'),
+  [
+    ('official.h5', 'is the --input: give another name'),
+    ('link.h5', 'is the --input: give another name'),
+    ('./ours.keras', 'is the --output: give another name'),
+    ('no/rows.csv', 'wanted a file in a folder that exists'),
+    ('', 'wanted a file in a folder that exists'),
+  ],
+)
+def test_a_report_that_cannot_be(name, line, tmp_path, import_main):
+  official, path = str(tmp_path / 'official.h5'), str(tmp_path / 'ours.keras')
+  _write(official, 'encoder')
+  os.symlink(official, tmp_path / 'link.h5')
+  before = (tmp_path / 'official.h5').read_bytes()
+  main = import_main('transvw_tf2.convert.__main__')
+  rows = os.path.join(tmp_path, name)
+  with (
+    flagsaver.flagsaver(input=official, output=path, report=rows),
+    pytest.raises(errors.UserError, match=line),
+  ):
+    main.main(['convert'])
+  assert sorted(os.listdir(tmp_path)) == ['link.h5', 'official.h5']
+  assert (tmp_path / 'official.h5').read_bytes() == before
+
+
 def test_the_command_ends_with_one_line_for_bad_input(tmp_path):
   path = tmp_path / 'official.h5'
   path.write_text('no weights')
