@@ -4,6 +4,7 @@ import os
 import pickle
 import resource
 import sys
+import warnings
 import zipfile
 
 import h5py
@@ -262,14 +263,24 @@ def test_cut_pt(part, old, tmp_path):
   _refuse(path, tmp_path, 'cannot be read')
 
 
+def _nested(bias):
+  import torch
+
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # nested tensors may change
+    return torch.nested.nested_tensor([bias, bias[:1]])
+
+
 @pytest.mark.parametrize(
   ('key', 'change', 'line'),
   [
     ('clc_out.fc1.bias', None, r'lacks clc_out\.fc1\.bias'),
     ('more.weight', lambda bias: bias, 'has more.weight, of no layer'),
     ('module.clc_out.fc1.bias', lambda bias: bias, 'two tensors cls_output/bi'),
-    ('clc_out.fc1.bias', lambda bias: bias.int(), 'wanted dense floating'),
-    ('clc_out.fc1.bias', lambda bias: bias.to_sparse(), 'wanted dense float'),
+    ('clc_out.fc1.bias', lambda bias: bias.int(), 'wanted floating point'),
+    ('clc_out.fc1.bias', lambda bias: bias.to_sparse(), 'wanted dense num'),
+    ('clc_out.fc1.bias', lambda bias: bias.to('meta'), 'on device meta as'),
+    ('clc_out.fc1.bias', _nested, 'strided, nested, wanted dense numbers'),
     ('clc_out.fc1.bias', lambda bias: bias[:1], r'\(1,\) where \(3,\)'),
     ('clc_out.fc1.bias', lambda bias: bias[:1].expand(10**12), 'declares'),
     ('epoch', lambda bias: 3, 'has no state_dict of tensors'),
@@ -293,6 +304,42 @@ def test_a_dictionary_that_holds_itself(tmp_path):
   _refuse(tmp_path / 'official.pt', tmp_path, 'has no state_dict of tensors')
   torch.save({'state_dict': {}}, tmp_path / 'official.pt')
   _refuse(tmp_path / 'official.pt', tmp_path, 'has no layers depth_0_conv')
+
+
+@pytest.mark.parametrize('kind', ['lists', 'dictionaries', 'name', 'key'])
+def test_depths_and_names_without_end(kind, tmp_path):
+  torch = pytest.importorskip('torch')
+  stored = torch.zeros(1)
+  says = 'not safe to read'
+  if kind == 'name':
+    stored = {'x' * 10_000: stored}
+  elif kind == 'key':
+    says = 'has no state_dict of tensors'
+    key = ()
+    for _ in range(3000):
+      key = (key,)
+    stored = {key: stored}
+  else:
+    for _ in range(3000):
+      stored = [stored] if kind == 'lists' else {'x': stored}
+  # Its own pickler goes no deeper.
+  room = sys.getrecursionlimit()
+  sys.setrecursionlimit(20_000)
+  try:
+    torch.save({'more': stored}, tmp_path / 'official.pt')
+  finally:
+    sys.setrecursionlimit(room)
+  line = _refuse(tmp_path / 'official.pt', tmp_path, says)
+  assert len(line) < 300 + len(str(tmp_path))
+
+
+def test_tensors_of_one_name_all_count(tmp_path):
+  torch = pytest.importorskip('torch')
+  one = torch.zeros(1)
+  name = 'depth_0.weight'
+  huge = {'state_dict': {name: one.expand(10**12)}, f'state_dict.{name}': one}
+  torch.save(huge, tmp_path / 'official.pt')
+  _refuse(tmp_path / 'official.pt', tmp_path, 'declares 4000000000004 bytes')
 
 
 def test_without_pytorch(tmp_path, monkeypatch):
