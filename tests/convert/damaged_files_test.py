@@ -2,10 +2,12 @@
 
 import os
 import pickle
+import re
 import resource
 import sys
 import warnings
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -177,6 +179,11 @@ def test_an_external_link_anywhere_is_refused(official, tmp_path):
   _refuse(official, tmp_path, 'ExternalLink at /optimizer_weights/more')
 
 
+def _most_memory():
+  """Returns MB that this process has taken at most."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
 @pytest.mark.parametrize(
   ('shape', 'chunks'),
   [
@@ -190,10 +197,48 @@ def test_huge_shapes_are_not_allocated(shape, chunks, official, tmp_path):
     group = _layer(file)
     del group['kernel:0']
     group.create_dataset('kernel:0', shape, np.float32, chunks=chunks)
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  before = _most_memory()
   _refuse(official, tmp_path, 'declares .* bytes')
-  # In KB: less than 100 MB.
-  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+  assert _most_memory() - before < 100
+
+
+@pytest.mark.parametrize('chunk', [2**27, 2**16])
+def test_packed_arrays_are_not_unpacked(chunk, official, tmp_path):
+  """2^27 numbers, as the chunk says, or more than it says."""
+  packer = zlib.compressobj(9)
+  packed = [packer.compress(bytes(2**20)) for _ in range(512)]
+  with h5py.File(official, 'a') as file:
+    group = _layer(file)
+    del group['bias:0']
+    bias = group.create_dataset(
+      *('bias:0', (4,), np.float32),
+      **{'maxshape': (None,), 'chunks': (chunk,), 'compression': 'gzip'},
+    )
+    bias.id.write_direct_chunk((0,), b''.join([*packed, packer.flush()]))
+  before = _most_memory()
+  _refuse(official, tmp_path, 'declares .* bytes|packed, which Keras never')
+  assert _most_memory() - before < 100
+
+
+def test_a_list_of_one_huge_name(official, tmp_path):
+  """Strings of any length are references, and all may be the same one."""
+  length, more = 2 * 10**6, 400
+  with h5py.File(official, 'a') as file:
+    names = ['other'] * more + ['x' * length]
+    file['model_weights'].attrs['layer_names'] = names
+  # A reference is 16 bytes, of which the first four are the length.
+  small, large = (
+    re.escape(one.to_bytes(4, 'little')) + b'.{12}' for one in (5, length)
+  )
+  content = official.read_bytes()
+  references = re.search(
+    b'(?:%s){%d}(%s)' % (small, more, large), content, re.S
+  )
+  one = references[1]
+  official.write_bytes(content.replace(references[0], one * (more + 1)))
+  before = _most_memory()
+  _refuse(official, tmp_path, 'has 401 names in up to 200.* not safe to read')
+  assert _most_memory() - before < 100
 
 
 @pytest.mark.parametrize('kind', ['objects', 'int', 'complex', 'null', 'text'])
