@@ -101,8 +101,8 @@ def convert(
     source: see `read`.
     output: file to write; replaced if it is there.
     output_format: one of FORMATS; by default that of the name of `output`.
-    allow_missing: 'head', 'decoder': parts that may be missing in the source,
-      and are then in the output neither.
+    allow_missing: 'head', 'decoder': parts that may be missing in the source or
+      not whole, and are then in the output neither.
 
   Raises:
     errors.UserError: the source cannot be read whole, or the output cannot be

@@ -123,8 +123,8 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
       source, 'has no layers depth_0_conv, depth_1_conv, .. of an encoder'
     )
   rows = layers_lib.table(sizes)
-  _check_shapes(source, found, rows)
-  dropped = _check_complete(source, found, sizes, allow_missing)
+  misfits = _misfits(source, found, rows, allow_missing)
+  dropped = _check_complete(source, found, sizes, allow_missing, misfits)
   sizes = sizes.without(dropped)
   weights, origins = {}, {}
   for row in layers_lib.table(sizes):
@@ -136,7 +136,7 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
     report.left_out(
       tensor.source,
       tensor.array.shape,
-      f'the {parts[tensor.layer]} is not whole'
+      f'the {parts[tensor.layer]} is not whole{misfits.get(tensor.name, "")}'
       if parts.get(tensor.layer) in dropped
       else 'belongs to no layer of the network',
     )
@@ -164,26 +164,40 @@ def _by_name(source) -> dict[str, Tensor]:
   return found
 
 
-def _check_shapes(source, found, rows) -> None:
+def _misfits(source, found, rows, allow_missing) -> dict[str, str]:
+  """Returns what is wrong with tensors of parts that may be left out, by name.
+
+  Raises:
+    errors.UserError: a tensor of another part has a wrong shape.
+  """
   wrong = [
-    f'{tensor.source} {tensor.array.shape} where {shape} is wanted'
+    (row.part, tensor, shape)
     for row in rows
     for weight, shape in row.shapes.items()
     if (tensor := found.get(row.weight_name(weight)))
     and tensor.array.shape != shape
   ]
-  if wrong:
-    raise _error(source, f'has {_some(wrong)}')
+  parts = {part for part, _, _ in wrong}
+  if not parts <= set(allow_missing):
+    text = _some(
+      f'{tensor.source} {tensor.array.shape} where {shape} is wanted'
+      for _, tensor, shape in wrong
+    )
+    raise _error(source, f'has {text}', _hint(parts))
+  return {
+    tensor.name: f', for {shape} is wanted here' for _, tensor, shape in wrong
+  }
 
 
-def _check_complete(source, found, sizes, allow_missing) -> set[str]:
+def _check_complete(source, found, sizes, allow_missing, misfits) -> set[str]:
   """Returns the parts that are not whole, all of them allowed to be."""
   wanted = {
     row.weight_name(weight): (row, weight)
     for row in layers_lib.table(sizes)
     for weight in row.shapes
   }
-  lacking = [wanted[name] for name in wanted if name not in found]
+  fitting = found.keys() - misfits.keys()
+  lacking = [wanted[name] for name in wanted if name not in fitting]
   unknown = [found[name] for name in found if name not in wanted]
   parts = {row.part for row, _ in lacking}
   if not parts <= set(allow_missing):
@@ -194,9 +208,7 @@ def _check_complete(source, found, sizes, allow_missing) -> set[str]:
     text = f'lacks {_some(names)}'
     if unknown:
       text += f', but has {_some(one.source for one in unknown)}'
-    hint = f'; --allow_missing {",".join(sorted(parts))} would convert the rest'
-    known = parts <= set(MAY_BE_MISSING)
-    raise _error(source, text, hint if known else '')
+    raise _error(source, text, _hint(parts))
   # What stands where a part is missing goes with it, and so does a head of
   # another kind: dense layers of any name.
   if layers_lib.HEAD in allow_missing:
@@ -380,6 +392,12 @@ def _error(source, text, hint='') -> errors.UserError:
     f'{source.path} {text}: nothing was converted; wanted a whole network of'
     f' TransVW or Models Genesis{hint}'
   )
+
+
+def _hint(parts) -> str:
+  if not parts <= set(MAY_BE_MISSING):
+    return ''
+  return f'; --allow_missing {",".join(sorted(parts))} would convert the rest'
 
 
 def _some(names) -> str:
