@@ -19,6 +19,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2.convert import files
 from transvw_tf2.models import blocks
+from transvw_tf2.models import torch_variant
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import initial_weights
 
@@ -221,6 +222,36 @@ def test_the_folder_of_a_run_becomes_an_official_file(tmp_path):
   assert len(conversion.rows) == len(model.weights)
   _assert_same(published_files.read_h5(path), _weights(model))
   _assert_same(_weights(convert.load(workdir)), _weights(model))
+
+
+@pytest.mark.parametrize(('epsilon', 'units'), [(1e-5, None), (1e-3, 5)])
+def test_statistics_of_batches_are_kept(epsilon, units, tmp_path):
+  source, path = str(tmp_path / 'a.keras'), str(tmp_path / 'b.keras')
+  model = torch_variant.TorchVisualWordNet(
+    **{'num_words': 3, 'base_filters': 2, 'depth': 2, 'head_filters': 4},
+    head_units=units,
+    epsilon=epsilon,
+    batch_statistics=True,
+  )
+  model.build((None, None, None, None, 1))
+  model.save(source)
+  files.convert(source, path)
+  cubes = np.random.default_rng(0).random((2, 8, 8, 8, 1), np.float32)
+  got, want = convert.load(path)(cubes), model(cubes)
+  assert set(got) == set(want)
+  for name, value in want.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_batches_that_a_format_cannot_say(tmp_path):
+  source, path = str(tmp_path / 'a.keras'), str(tmp_path / 'b.h5')
+  model = torch_variant.TorchVisualWordNet(
+    None, 2, 2, epsilon=1e-3, batch_statistics=True
+  )
+  model.build((None, None, None, None, 1))
+  model.save(source)
+  notes = files.convert(source, path).notes
+  assert '(batch_statistics) is left out' in notes[-1]
 
 
 def test_the_report_has_every_tensor_of_the_file(tmp_path):

@@ -63,6 +63,8 @@ class Source:
     epsilon: of its batch normalisation.
     notes: what a user has to know about it.
     model: the network itself where the file has one of ours.
+    batch_statistics: whether each batch is normalised by its own statistics in
+      evaluation too; see torch_variant.
   """
 
   path: str
@@ -71,6 +73,7 @@ class Source:
   epsilon: float = KERAS_EPSILON
   notes: Sequence[str] = ()
   model: keras.Model | None = None
+  batch_statistics: bool = False
 
   @property
   def is_torch(self) -> bool:
@@ -89,6 +92,7 @@ class Network:
     origins: name in the file each weight came from, by 'layer/weight'.
     left_out: rows of the report for all else in the file.
     notes: what a user has to know about it.
+    batch_statistics: as in Source.
   """
 
   sizes: layers_lib.Sizes
@@ -97,6 +101,7 @@ class Network:
   origins: Mapping[str, str]
   left_out: Sequence[report.Row]
   notes: Sequence[str]
+  batch_statistics: bool
 
   @property
   def is_torch(self) -> bool:
@@ -150,6 +155,7 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
     origins=origins,
     left_out=[*left_out, *source.ignored],
     notes=source.notes,
+    batch_statistics=source.batch_statistics,
   )
 
 
@@ -235,7 +241,11 @@ def build(network: Network) -> keras.Model:
     # The same weights and result in less time.
     'fused_upsampling': not sizes.transposed,
   }
-  if network.is_torch or not (sizes.has_decoder or sizes.num_words):
+  if (
+    network.is_torch
+    or network.batch_statistics
+    or not (sizes.has_decoder or sizes.num_words)
+  ):
     model = _build_variant(network)
   elif not sizes.has_decoder:
     if sizes.head_filters:
@@ -267,6 +277,7 @@ def _build_variant(network):
     head_filters=sizes.head_filters or 1024,
     head_units=sizes.head_units or None,
     epsilon=network.epsilon,
+    batch_statistics=network.batch_statistics,
   )
 
 
@@ -292,7 +303,13 @@ def from_model(model: keras.Model, path: str) -> Source:
       array = variable.numpy().astype(np.float32)
       tensors.append(Tensor(f'{name}/{weight}', name, weight, array))
     epsilon = getattr(layer, 'epsilon', epsilon)
-  return Source(path=path, tensors=tensors, epsilon=epsilon, model=model)
+  return Source(
+    path=path,
+    tensors=tensors,
+    epsilon=epsilon,
+    model=model,
+    batch_statistics=getattr(model, 'batch_statistics', False),
+  )
 
 
 def _best_sizes(source, found) -> layers_lib.Sizes | None:
