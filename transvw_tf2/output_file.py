@@ -19,11 +19,7 @@ def replacing(path: str, suffix: str = '') -> Iterator[str]:
   Raises:
     errors.UserError: it cannot be written.
   """
-  folder = os.path.dirname(os.path.abspath(path))
-  if os.path.isdir(path) or not os.path.isdir(folder):
-    raise errors.UserError(
-      f'{path} cannot be written: wanted a file in a folder that exists'
-    )
+  check_place(path)
   # Beside it, so that the rename stays within one file system.
   partial = f'{path}.partial-{uuid.uuid4().hex[:8]}{suffix}'
   try:
@@ -36,3 +32,26 @@ def replacing(path: str, suffix: str = '') -> Iterator[str]:
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.remove(partial)
+
+
+def check_place(path: str) -> None:
+  """Checks that a file could be at `path`, before there is anything to write.
+
+  Raises:
+    errors.UserError: it is a folder, or in none.
+  """
+  folder = os.path.dirname(os.path.abspath(path))
+  if os.path.isdir(path) or not os.path.isdir(folder):
+    raise errors.UserError(
+      f'{path} cannot be written: wanted a file in a folder that exists'
+    )
+
+
+def write(path: str, content: bytes | memoryview) -> None:
+  """Writes a file that is whole or not there.
+
+  Raises:
+    errors.UserError: it cannot be written.
+  """
+  with replacing(path) as partial, open(partial, 'wb') as file:
+    file.write(content)

@@ -2,9 +2,12 @@
 
 import os
 import pickle
+import re
 import resource
 import sys
+import warnings
 import zipfile
+import zlib
 
 import h5py
 import numpy as np
@@ -176,6 +179,11 @@ def test_an_external_link_anywhere_is_refused(official, tmp_path):
   _refuse(official, tmp_path, 'ExternalLink at /optimizer_weights/more')
 
 
+def _most_memory():
+  """Returns MB that this process has taken at most."""
+  return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
 @pytest.mark.parametrize(
   ('shape', 'chunks'),
   [
@@ -189,10 +197,48 @@ def test_huge_shapes_are_not_allocated(shape, chunks, official, tmp_path):
     group = _layer(file)
     del group['kernel:0']
     group.create_dataset('kernel:0', shape, np.float32, chunks=chunks)
-  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  before = _most_memory()
   _refuse(official, tmp_path, 'declares .* bytes')
-  # In KB: less than 100 MB.
-  assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000
+  assert _most_memory() - before < 100
+
+
+@pytest.mark.parametrize('chunk', [2**27, 2**16])
+def test_packed_arrays_are_not_unpacked(chunk, official, tmp_path):
+  """2^27 numbers, as the chunk says, or more than it says."""
+  packer = zlib.compressobj(9)
+  packed = [packer.compress(bytes(2**20)) for _ in range(512)]
+  with h5py.File(official, 'a') as file:
+    group = _layer(file)
+    del group['bias:0']
+    bias = group.create_dataset(
+      *('bias:0', (4,), np.float32),
+      **{'maxshape': (None,), 'chunks': (chunk,), 'compression': 'gzip'},
+    )
+    bias.id.write_direct_chunk((0,), b''.join([*packed, packer.flush()]))
+  before = _most_memory()
+  _refuse(official, tmp_path, 'declares .* bytes|packed, which Keras never')
+  assert _most_memory() - before < 100
+
+
+def test_a_list_of_one_huge_name(official, tmp_path):
+  """Strings of any length are references, and all may be the same one."""
+  length, more = 2 * 10**6, 400
+  with h5py.File(official, 'a') as file:
+    names = ['other'] * more + ['x' * length]
+    file['model_weights'].attrs['layer_names'] = names
+  # A reference is 16 bytes, of which the first four are the length.
+  small, large = (
+    re.escape(one.to_bytes(4, 'little')) + b'.{12}' for one in (5, length)
+  )
+  content = official.read_bytes()
+  references = re.search(
+    b'(?:%s){%d}(%s)' % (small, more, large), content, re.S
+  )
+  one = references[1]
+  official.write_bytes(content.replace(references[0], one * (more + 1)))
+  before = _most_memory()
+  _refuse(official, tmp_path, 'has 401 names in up to 200.* not safe to read')
+  assert _most_memory() - before < 100
 
 
 @pytest.mark.parametrize('kind', ['objects', 'int', 'complex', 'null', 'text'])
@@ -262,14 +308,24 @@ def test_cut_pt(part, old, tmp_path):
   _refuse(path, tmp_path, 'cannot be read')
 
 
+def _nested(bias):
+  import torch
+
+  with warnings.catch_warnings():
+    warnings.simplefilter('ignore')  # nested tensors may change
+    return torch.nested.nested_tensor([bias, bias[:1]])
+
+
 @pytest.mark.parametrize(
   ('key', 'change', 'line'),
   [
     ('clc_out.fc1.bias', None, r'lacks clc_out\.fc1\.bias'),
     ('more.weight', lambda bias: bias, 'has more.weight, of no layer'),
     ('module.clc_out.fc1.bias', lambda bias: bias, 'two tensors cls_output/bi'),
-    ('clc_out.fc1.bias', lambda bias: bias.int(), 'wanted dense floating'),
-    ('clc_out.fc1.bias', lambda bias: bias.to_sparse(), 'wanted dense float'),
+    ('clc_out.fc1.bias', lambda bias: bias.int(), 'wanted floating point'),
+    ('clc_out.fc1.bias', lambda bias: bias.to_sparse(), 'wanted dense num'),
+    ('clc_out.fc1.bias', lambda bias: bias.to('meta'), 'on device meta as'),
+    ('clc_out.fc1.bias', _nested, 'strided, nested, wanted dense numbers'),
     ('clc_out.fc1.bias', lambda bias: bias[:1], r'\(1,\) where \(3,\)'),
     ('clc_out.fc1.bias', lambda bias: bias[:1].expand(10**12), 'declares'),
     ('epoch', lambda bias: 3, 'has no state_dict of tensors'),
@@ -293,6 +349,42 @@ def test_a_dictionary_that_holds_itself(tmp_path):
   _refuse(tmp_path / 'official.pt', tmp_path, 'has no state_dict of tensors')
   torch.save({'state_dict': {}}, tmp_path / 'official.pt')
   _refuse(tmp_path / 'official.pt', tmp_path, 'has no layers depth_0_conv')
+
+
+@pytest.mark.parametrize('kind', ['lists', 'dictionaries', 'name', 'key'])
+def test_depths_and_names_without_end(kind, tmp_path):
+  torch = pytest.importorskip('torch')
+  stored = torch.zeros(1)
+  says = 'not safe to read'
+  if kind == 'name':
+    stored = {'x' * 10_000: stored}
+  elif kind == 'key':
+    says = 'has no state_dict of tensors'
+    key = ()
+    for _ in range(3000):
+      key = (key,)
+    stored = {key: stored}
+  else:
+    for _ in range(3000):
+      stored = [stored] if kind == 'lists' else {'x': stored}
+  # Its own pickler goes no deeper.
+  room = sys.getrecursionlimit()
+  sys.setrecursionlimit(20_000)
+  try:
+    torch.save({'more': stored}, tmp_path / 'official.pt')
+  finally:
+    sys.setrecursionlimit(room)
+  line = _refuse(tmp_path / 'official.pt', tmp_path, says)
+  assert len(line) < 300 + len(str(tmp_path))
+
+
+def test_tensors_of_one_name_all_count(tmp_path):
+  torch = pytest.importorskip('torch')
+  one = torch.zeros(1)
+  name = 'depth_0.weight'
+  huge = {'state_dict': {name: one.expand(10**12)}, f'state_dict.{name}': one}
+  torch.save(huge, tmp_path / 'official.pt')
+  _refuse(tmp_path / 'official.pt', tmp_path, 'declares 4000000000004 bytes')
 
 
 def test_without_pytorch(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import csv
 import os
+import resource
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2.convert import files
 from transvw_tf2.models import blocks
+from transvw_tf2.models import torch_variant
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import initial_weights
 
@@ -222,6 +224,36 @@ def test_the_folder_of_a_run_becomes_an_official_file(tmp_path):
   _assert_same(_weights(convert.load(workdir)), _weights(model))
 
 
+@pytest.mark.parametrize(('epsilon', 'units'), [(1e-5, None), (1e-3, 5)])
+def test_statistics_of_batches_are_kept(epsilon, units, tmp_path):
+  source, path = str(tmp_path / 'a.keras'), str(tmp_path / 'b.keras')
+  model = torch_variant.TorchVisualWordNet(
+    **{'num_words': 3, 'base_filters': 2, 'depth': 2, 'head_filters': 4},
+    head_units=units,
+    epsilon=epsilon,
+    batch_statistics=True,
+  )
+  model.build((None, None, None, None, 1))
+  model.save(source)
+  files.convert(source, path)
+  cubes = np.random.default_rng(0).random((2, 8, 8, 8, 1), np.float32)
+  got, want = convert.load(path)(cubes), model(cubes)
+  assert set(got) == set(want)
+  for name, value in want.items():
+    np.testing.assert_allclose(got[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_batches_that_a_format_cannot_say(tmp_path):
+  source, path = str(tmp_path / 'a.keras'), str(tmp_path / 'b.h5')
+  model = torch_variant.TorchVisualWordNet(
+    None, 2, 2, epsilon=1e-3, batch_statistics=True
+  )
+  model.build((None, None, None, None, 1))
+  model.save(source)
+  notes = files.convert(source, path).notes
+  assert '(batch_statistics) is left out' in notes[-1]
+
+
 def test_the_report_has_every_tensor_of_the_file(tmp_path):
   official = str(tmp_path / 'official.h5')
   layers = _write(official, 'genesis')
@@ -292,19 +324,31 @@ def test_a_format_has_to_fit_the_name(tmp_path):
   assert h5py.is_hdf5(tmp_path / 'b')
 
 
-def test_a_failure_in_writing_leaves_the_old_file(tmp_path, monkeypatch):
-  official, path = str(tmp_path / 'official.h5'), tmp_path / 'ours.h5'
-  _write(official, 'encoder')
+@pytest.mark.parametrize('output', ['ours.h5', 'ours.pt', 'ours.keras'])
+def test_a_full_disk_leaves_the_old_file(output, tmp_path):
+  official, path = str(tmp_path / 'official'), tmp_path / output
+  _write(official, 'torch' if output == 'ours.pt' else 'encoder')
   path.write_text('old')
-
-  def fail(self, *args, **kwargs):
-    raise OSError('disk is full')
-
-  monkeypatch.setattr(h5py.Group, 'create_dataset', fail)
-  with pytest.raises(errors.UserError, match='disk is full'):
-    files.convert(official, str(path))
+  # Of what a file may have, at most; Python ignores the signal.
+  limit = (10_000, 10_000)
+  done = subprocess.run(
+    [
+      *(sys.executable, '-m', 'transvw_tf2.convert'),
+      *('--input', official, '--output', str(path)),
+    ],
+    capture_output=True,
+    text=True,
+    cwd=_ROOT,
+    preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    check=False,
+  )
+  assert done.returncode == 1
+  line = done.stderr.splitlines()[-1]
+  assert line.startswith(f'error: {path} cannot be written')
+  assert 'File too large' in line
+  assert 'Traceback' not in done.stderr
   assert path.read_text() == 'old'
-  assert sorted(os.listdir(tmp_path)) == ['official.h5', 'ours.h5']
+  assert sorted(os.listdir(tmp_path)) == ['official', output]
 
 
 def test_the_command(tmp_path, import_main, capsys):
@@ -324,6 +368,32 @@ def test_the_command(tmp_path, import_main, capsys):
   assert len(table) == count + 2 == len(lines) - 3
   assert table[0]['to'] == 'depth_0_conv/kernel'
   assert table[0]['shape'] == '3x3x3x1x2'
+
+
+@pytest.mark.parametrize(
+  ('name', 'line'),
+  [
+    ('official.h5', 'is the --input: give another name'),
+    ('link.h5', 'is the --input: give another name'),
+    ('./ours.keras', 'is the --output: give another name'),
+    ('no/rows.csv', 'wanted a file in a folder that exists'),
+    ('', 'wanted a file in a folder that exists'),
+  ],
+)
+def test_a_report_that_cannot_be(name, line, tmp_path, import_main):
+  official, path = str(tmp_path / 'official.h5'), str(tmp_path / 'ours.keras')
+  _write(official, 'encoder')
+  os.symlink(official, tmp_path / 'link.h5')
+  before = (tmp_path / 'official.h5').read_bytes()
+  main = import_main('transvw_tf2.convert.__main__')
+  rows = os.path.join(tmp_path, name)
+  with (
+    flagsaver.flagsaver(input=official, output=path, report=rows),
+    pytest.raises(errors.UserError, match=line),
+  ):
+    main.main(['convert'])
+  assert sorted(os.listdir(tmp_path)) == ['link.h5', 'official.h5']
+  assert (tmp_path / 'official.h5').read_bytes() == before
 
 
 def test_the_command_ends_with_one_line_for_bad_input(tmp_path):

@@ -103,3 +103,40 @@ def test_a_head_of_another_kind_may_be_left_out(tmp_path):
   with pytest.raises(errors.UserError, match='has dense_7/dense_7/kernel:0'):
     convert.load(path)
   _assert_weights(convert.load(path, allow_missing=['head']), layers)
+
+
+def test_a_classifier_that_sees_the_centre_gives_its_encoder(tmp_path):
+  """Its dense layer has more channels than that of any published network."""
+  source, path = str(tmp_path / 'a.keras'), str(tmp_path / 'b.keras')
+  model = models.build_classifier(
+    num_classes=2, base_filters=2, depth=2, centre_features=True
+  )
+  model.build((None, None, None, None, 1))
+  model.save(source)
+  with pytest.raises(
+    errors.UserError, match=r'cls_output/kernel \(20, 2\) .*missing head would'
+  ):
+    files.convert(source, path)
+  rows = files.convert(source, path, allow_missing=['head']).rows
+  left = {row.source: row.why for row in rows if row.state == 'left out'}
+  assert left == {
+    'cls_output/kernel': 'the head is not whole, for (8, 2) is wanted here',
+    'cls_output/bias': 'the head is not whole',
+  }
+  cubes = np.random.default_rng(0).random((2, 8, 8, 8, 1), np.float32)
+  outputs = convert.load(path)(cubes)
+  assert set(outputs) == {'embedding'}
+  np.testing.assert_array_equal(outputs['embedding'], model.embed(cubes))
+  whole = convert.load(source, allow_missing=['head'])(cubes)
+  assert set(whole) == {'probabilities', 'embedding'}
+
+
+def test_a_decoder_that_does_not_fit_may_be_left_out(tmp_path):
+  path = str(tmp_path / 'official.h5')
+  layers = published_files.draw('y_net')
+  layers['depth_9_conv'][0] = layers['depth_9_conv'][0][..., :-1]
+  published_files.write_h5(path, layers)
+  with pytest.raises(errors.UserError, match='missing decoder would'):
+    convert.load(path, allow_missing=['head'])
+  model = convert.load(path, allow_missing=['decoder'])
+  _assert_weights(model, layers)

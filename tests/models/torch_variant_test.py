@@ -101,6 +101,30 @@ def test_statistics_of_the_batch_in_evaluation():
   np.testing.assert_array_equal(model.embed(_cubes()), together['embedding'])
 
 
+@pytest.mark.parametrize('synchronized', [False, True])
+def test_a_frozen_network_keeps_the_statistics_of_the_batch(synchronized):
+  model = _tiny(batch_statistics=True, synchronized_batch_norm=synchronized)
+  want = {name: value.numpy() for name, value in model(_cubes()).items()}
+  before = [one.numpy() for one in model.variables]
+  model.trainable = False
+  for training in (False, True):
+    for name, value in model(_cubes(), training=training).items():
+      np.testing.assert_allclose(value, want[name], rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(
+    model.embed(_cubes()), want['embedding'], rtol=1e-4, atol=1e-6
+  )
+  for one, value in zip(model.variables, before, strict=True):
+    np.testing.assert_array_equal(one, value)
+
+
+def test_a_frozen_network_takes_the_moving_statistics_otherwise():
+  model = _tiny()
+  want = model(_cubes())
+  model.trainable = False
+  for name, value in model(_cubes(), training=True).items():
+    np.testing.assert_array_equal(value, want[name])
+
+
 def test_a_training_step_reaches_all_weights():
   model = _tiny()
   model(_cubes())

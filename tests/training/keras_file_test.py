@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from transvw_tf2 import errors
+from transvw_tf2.models import restoration_net
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.training import keras_file
@@ -32,11 +33,17 @@ def _change(path, change):
       archive.writestr(name, data)
 
 
-@pytest.mark.parametrize('words', [None, 3])
-def test_our_networks_come_back(tmp_path, words):
+@pytest.mark.parametrize(
+  ('kind', 'words'),
+  [
+    (unet3d.UNet3D, ()),
+    (restoration_net.RestorationNet, ()),
+    (visual_word_net.VisualWordNet, (3,)),
+  ],
+)
+def test_our_networks_come_back(tmp_path, kind, words):
   path = str(tmp_path / 'a.keras')
-  sizes = {'base_filters': 1, 'depth': 2}
-  model = _save(path, words and visual_word_net.VisualWordNet(words, **sizes))
+  model = _save(path, kind(*words, base_filters=1, depth=2))
   again = keras_file.load_network(path)
   assert type(again) is type(model)
   for one, other in zip(again.weights, model.weights, strict=True):
@@ -79,6 +86,83 @@ def test_no_code_is_run(tmp_path, monkeypatch, config):
   assert os.listdir() == ['a.keras']
 
 
+# All that follow would take gigabytes.
+_WIDE = {
+  'module': 'keras.src.models.sequential',
+  'class_name': 'Sequential',
+  'registered_name': 'transvw_tf2>Sequential',
+  'config': {
+    'layers': [
+      {
+        'module': 'keras.layers',
+        'class_name': 'Dense',
+        'config': {'units': 30_000},
+        'registered_name': None,
+      },
+    ],
+    **{'base_filters': 1, 'depth': 2},
+  },
+  'build_config': {'input_shape': [None, 30_000]},
+}
+_DECODER = {
+  'module': 'transvw_tf2.models.unet3d',
+  'class_name': 'Decoder',
+  'registered_name': 'transvw_tf2>Decoder',
+  'config': {'base_filters': 1, 'depth': 2},
+  'build_config': {
+    'shapes_dict': {
+      'bottleneck_shape': [None] * 4 + [10**7],
+      'skips_shape': [[None] * 4 + [10**7]],
+    }
+  },
+}
+
+
+def _slice(config):
+  settings = config['config'] | {'start': _DECODER, 'stop': 0, 'step': 1}
+  return config | {'class_name': '__slice__', 'config': settings}
+
+
+def _with(**settings):
+  return lambda config: config | {'config': config['config'] | settings}
+
+
+@pytest.mark.parametrize(
+  'change',
+  [
+    lambda _: _WIDE,
+    lambda _: _DECODER,
+    # Keras makes a functional model of such settings.
+    lambda config: (
+      config
+      | {'class_name': 'WordClassifier'}
+      | {'registered_name': 'transvw_tf2>WordClassifier'}
+      | {'config': {**_WIDE['config'], 'input_layers': [], 'output_layers': []}}
+    ),
+    _slice,
+    _with(dtype=_DECODER),
+    _with(dtype={**_DECODER, 'class_name': 'DTypePolicy'}),
+    _with(name=[_DECODER]),
+  ],
+)
+def test_nothing_but_a_network_is_made(tmp_path, monkeypatch, change):
+  path = str(tmp_path / 'a.keras')
+  _save(path)
+  _change(path, change)
+  monkeypatch.setattr(
+    keras.saving, 'load_model', lambda *_, **__: pytest.fail('made by Keras')
+  )
+  with pytest.raises(errors.UserError, match='wanted a network of'):
+    keras_file.load_network(path)
+
+
+def test_another_precision(tmp_path):
+  path = str(tmp_path / 'a.keras')
+  dtype = 'mixed_bfloat16'
+  _save(path, unet3d.UNet3D(base_filters=1, depth=2, dtype=dtype))
+  assert keras_file.load_network(path).dtype_policy.name == dtype
+
+
 @pytest.mark.parametrize(
   ('changes', 'says'),
   [
@@ -91,6 +175,7 @@ def test_no_code_is_run(tmp_path, monkeypatch, config):
     ({'head_units': 10**9}, 'not safe to read'),
     ({'head_filters': 10**7}, 'not safe to read'),
     ({'output_channels': 10**9}, 'not safe to read'),
+    ({'base_filters': 0, 'depth': 12}, 'base_filters is not there'),
     ({'base_filters': -1}, 'base_filters is -1'),
     ({'base_filters': [2]}, r'base_filters is \[2\]'),
   ],
@@ -114,7 +199,9 @@ def test_a_cut_file(tmp_path, cut):
     keras_file.load_network(str(path))
 
 
-@pytest.mark.parametrize('build', [None, False, {}])
+@pytest.mark.parametrize(
+  'build', [None, False, {}, {'input_shape': [1]}, {'shapes': []}]
+)
 def test_a_network_whose_weights_cannot_be_placed(tmp_path, build):
   """Keras gives it without weights, and without an error."""
   path = str(tmp_path / 'a.keras')

@@ -48,14 +48,16 @@ def load(
     batch_statistics: whether the network of the PyTorch release normalises each
       batch by its own statistics, as the release does in evaluation too;
       otherwise by the running ones.
-    allow_missing: 'head', 'decoder': parts that may be missing in the file.
+    allow_missing: 'head', 'decoder': parts that may be missing in the file, or
+      not whole.
 
   Returns:
     A model, built. Called on float32 (B, 64, 64, 32, 1) cubes in [0, 1] it
     returns a dict of float32 with what it has of `restored`
     (B, 64, 64, 32, 1) in [0, 1], `words` (B, C) probabilities and `embedding`
-    (B, 512). `model.embed(cubes)` runs the encoder alone, `model.encoder` is
-    the encoder.
+    (B, 512); the classifier of a target task returns `probabilities`
+    (B, classes) and `embedding`. `model.embed(cubes)` runs the encoder alone,
+    `model.encoder` is the encoder.
 
   Raises:
     errors.UserError: the file cannot be read, or holds no whole network.

@@ -10,10 +10,14 @@ became of every tensor. Nothing is written unless the input is whole.
 Cost: a few seconds.
 """
 
+import os
+
 from absl import app
 from absl import flags
 
+from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_file
 from transvw_tf2.convert import files
 from transvw_tf2.convert import report
 
@@ -36,6 +40,8 @@ _REPORT = flags.DEFINE_string(
 def main(argv):
   if len(argv) > 1:
     raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  if _REPORT.value:
+    _check_report(_REPORT.value)
   conversion = files.convert(
     _INPUT.value, _OUTPUT.value, _FORMAT.value, _ALLOW_MISSING.value
   )
@@ -47,6 +53,16 @@ def main(argv):
   loaded = sum(row.state == report.LOADED for row in conversion.rows)
   left_out = len(conversion.rows) - loaded
   print(f'wrote {_OUTPUT.value}: {loaded} tensors, {left_out} left out')
+
+
+def _check_report(path):
+  """Checks that the report takes the place of neither file."""
+  for flag in (_INPUT, _OUTPUT):
+    if os.path.realpath(path) == os.path.realpath(flag.value):
+      raise errors.UserError(
+        f'--report {path} is the --{flag.name}: give another name'
+      )
+  output_file.check_place(path)
 
 
 if __name__ == '__main__':

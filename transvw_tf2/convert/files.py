@@ -28,6 +28,10 @@ _KERAS_CONFIG = 'config.json'
 _ZIP_START = b'PK\x03\x04'
 # A zip archive, a pickle of protocol 2 to 5.
 _TORCH_STARTS = (_ZIP_START, *(b'\x80' + bytes([n]) for n in range(2, 6)))
+_RUNNING = (
+  'batch normalisation: that batches are normalised by their own statistics'
+  ' (batch_statistics) is left out: Keras takes the running ones of this file'
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +105,8 @@ def convert(
     source: see `read`.
     output: file to write; replaced if it is there.
     output_format: one of FORMATS; by default that of the name of `output`.
-    allow_missing: 'head', 'decoder': parts that may be missing in the source,
-      and are then in the output neither.
+    allow_missing: 'head', 'decoder': parts that may be missing in the source or
+      not whole, and are then in the output neither.
 
   Raises:
     errors.UserError: the source cannot be read whole, or the output cannot be
@@ -139,7 +143,10 @@ def convert(
     for weight, shape in row.shapes.items()
     if (name := row.weight_name(weight))
   ]
-  return Conversion([*rows, *network.left_out], [*_describe(network)])
+  notes = [*_describe(network)]
+  if network.batch_statistics and output_format == H5:
+    notes.append(_RUNNING)
+  return Conversion([*rows, *network.left_out], notes)
 
 
 def _describe(network):

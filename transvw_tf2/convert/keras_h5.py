@@ -8,13 +8,15 @@ but kernels are (x, y, z, in, out) in either data format.
 
 A file is only read when everything in it lies in it: links and data that lead
 elsewhere are refused before they are opened, and so is a file that declares
-more than it can hold.
+more than it can hold. Weights that are packed are not read.
 """
 
 import collections
 from collections.abc import Sequence
+import io
 import itertools
 import math
+import mmap
 import re
 
 import h5py
@@ -31,6 +33,10 @@ _ROOT = 'model_weights'
 _LAYERS = 'layer_names'
 _WEIGHTS = 'weight_names'
 _MAX_OBJECTS = 100_000
+# Bytes; those of a large network have under a tenth of it.
+_MAX_NAMES = 2**27
+# Where strings lie: signature, version, and size in bytes.
+_COLLECTION = re.compile(rb'GCOL\x01\0\0\0(.{8})', re.DOTALL)
 
 
 def read(path: str) -> network_lib.Source:
@@ -81,7 +87,7 @@ def _read(file, path) -> network_lib.Source:
           f'{path} names {layer}/{name} but does not have it: it is damaged'
         )
       found.append((layer, weight, dataset))
-  _check_types(found, path)
+  _check_arrays(found, path)
   names = _our_names(found)
   used = {dataset.name for _, _, dataset in found}
   return network_lib.Source(
@@ -141,10 +147,11 @@ def _datasets(file, path) -> dict[str, h5py.Dataset]:
             f'{path} keeps {where} in another file, wanted only arrays that lie'
             ' in the file itself: it is not safe to read'
           )
-        # Not item.size, which overflows.
-        declared += (
-          0 if item.shape is None else math.prod(item.shape)
-        ) * item.dtype.itemsize
+        # Not item.size, which overflows. Chunks are read whole.
+        numbers = max(
+          math.prod(item.shape or (0,)), math.prod(item.chunks or (0,))
+        )
+        declared += numbers * item.dtype.itemsize
         file_size.check(path, declared)
         found[item.name] = item
   return found
@@ -154,7 +161,11 @@ def _names(group, attribute, path) -> list[str]:
   """Returns an attribute that is a list of names."""
   stored = group.attrs.get_id(attribute)
   file_size.check(path, math.prod(stored.shape) * stored.dtype.itemsize)
-  is_text = stored.dtype.kind == 'S' or h5py.check_string_dtype(stored.dtype)
+  is_text = stored.dtype.kind == 'S'
+  if not is_text and h5py.check_string_dtype(stored.dtype):
+    # Of any length, as Keras 3 has them.
+    _check_strings(path, math.prod(stored.shape))
+    is_text = True
   if len(stored.shape) != 1 or not (is_text or not stored.shape[0]):
     raise errors.UserError(
       f'{path}: attribute {attribute} of {group.name} is no list of names,'
@@ -172,6 +183,27 @@ def _names(group, attribute, path) -> list[str]:
   return names
 
 
+def _check_strings(path, count) -> None:
+  """Checks that a list of strings can be read, even if all are the largest.
+
+  Strings of any length lie in collections apart, and all of a list may be one
+  of them, which is read for each. HDF5 does not tell their lengths.
+  """
+  with (
+    open(path, 'rb') as file,
+    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content,
+  ):
+    sizes = [
+      int.from_bytes(found[1], 'little')
+      for found in re.finditer(_COLLECTION, content)
+    ]
+  if count * max(sizes, default=0) > _MAX_NAMES:
+    raise errors.UserError(
+      f'{path} has {count} names in up to {max(sizes)} bytes: it is not safe to'
+      ' read'
+    )
+
+
 def _weight_kinds(names: Sequence[str]) -> Sequence[str]:
   """Returns what the weights of a layer are, from their order or names."""
   plain = [re.sub(r'(_\d+)?(:\d+)?$', '', one.split('/')[-1]) for one in names]
@@ -181,12 +213,19 @@ def _weight_kinds(names: Sequence[str]) -> Sequence[str]:
   return kinds.get(len(names), plain)
 
 
-def _check_types(found, path) -> None:
+def _check_arrays(found, path) -> None:
+  """Checks that arrays are numbers that take what they declare."""
   for _, _, dataset in found:
     if dataset.dtype.kind != 'f' or dataset.shape is None:
       raise errors.UserError(
         f'{path} has {dataset.name} of type {dataset.dtype}, wanted floating'
         ' point numbers'
+      )
+    # A filter may unpack a chunk to any size, whatever that of the chunk is.
+    if dataset.id.get_create_plist().get_nfilters():
+      raise errors.UserError(
+        f'{path} has {dataset.name} packed, which Keras never does and is not'
+        ' safe to read: unpack it (h5repack -f NONE)'
       )
 
 
@@ -258,10 +297,9 @@ def write(path: str, network: network_lib.Network) -> dict[str, str]:
       ' .keras'
     )
   targets = {}
-  with (
-    output_file.replacing(path) as partial,
-    h5py.File(partial, 'w') as file,
-  ):
+  # HDF5 itself may crash on a disk that is full.
+  content = io.BytesIO()
+  with h5py.File(content, 'w') as file:
     root = file.create_group(_ROOT)
     root.attrs['backend'] = np.bytes_(b'tensorflow')
     root.attrs['keras_version'] = np.bytes_(b'2.2.4')
@@ -275,6 +313,7 @@ def write(path: str, network: network_lib.Network) -> dict[str, str]:
       for name, (weight, array) in zip(names, weights.items(), strict=True):
         group.create_dataset(name, data=array)
         targets[f'{ours}/{weight}'] = f'{layer}/{name}'
+  output_file.write(path, content.getbuffer())
   return targets
 
 

@@ -7,27 +7,9 @@ import keras
 from transvw_tf2 import errors
 from transvw_tf2.convert import files
 from transvw_tf2.convert import network as network_lib
+from transvw_tf2.models import restoration_net
 from transvw_tf2.models import torch_variant
 from transvw_tf2.models import unet3d
-
-
-@keras.saving.register_keras_serializable(package='transvw_tf2')
-class RestorationNet(unet3d.UNet3D):
-  """A U-Net whose outputs have names, like those of the other networks."""
-
-  def call(self, cubes, training=None):
-    """Returns a dict of float32: `restored`, as UNet3D, and `embedding`."""
-    bottleneck, skips = self.encoder(cubes, training=training)
-    return {
-      'restored': self.restore(bottleneck, skips, training=training),
-      'embedding': self.global_pool(bottleneck),
-    }
-
-  def compute_output_shape(self, cubes_shape):
-    return {
-      'restored': super().compute_output_shape(cubes_shape),
-      'embedding': (cubes_shape[0], self.embedding_size),
-    }
 
 
 def load(
@@ -47,7 +29,7 @@ def load(
       torch_variant.TorchVisualWordNet, model, batch_statistics=True
     )
   if type(model) is unet3d.UNet3D:
-    return _rebuild(RestorationNet, model)
+    return _rebuild(restoration_net.RestorationNet, model)
   return model
 
 

@@ -63,6 +63,8 @@ class Source:
     epsilon: of its batch normalisation.
     notes: what a user has to know about it.
     model: the network itself where the file has one of ours.
+    batch_statistics: whether each batch is normalised by its own statistics in
+      evaluation too; see torch_variant.
   """
 
   path: str
@@ -71,6 +73,7 @@ class Source:
   epsilon: float = KERAS_EPSILON
   notes: Sequence[str] = ()
   model: keras.Model | None = None
+  batch_statistics: bool = False
 
   @property
   def is_torch(self) -> bool:
@@ -89,6 +92,7 @@ class Network:
     origins: name in the file each weight came from, by 'layer/weight'.
     left_out: rows of the report for all else in the file.
     notes: what a user has to know about it.
+    batch_statistics: as in Source.
   """
 
   sizes: layers_lib.Sizes
@@ -97,6 +101,7 @@ class Network:
   origins: Mapping[str, str]
   left_out: Sequence[report.Row]
   notes: Sequence[str]
+  batch_statistics: bool
 
   @property
   def is_torch(self) -> bool:
@@ -123,8 +128,8 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
       source, 'has no layers depth_0_conv, depth_1_conv, .. of an encoder'
     )
   rows = layers_lib.table(sizes)
-  _check_shapes(source, found, rows)
-  dropped = _check_complete(source, found, sizes, allow_missing)
+  misfits = _misfits(source, found, rows, allow_missing)
+  dropped = _check_complete(source, found, sizes, allow_missing, misfits)
   sizes = sizes.without(dropped)
   weights, origins = {}, {}
   for row in layers_lib.table(sizes):
@@ -136,7 +141,7 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
     report.left_out(
       tensor.source,
       tensor.array.shape,
-      f'the {parts[tensor.layer]} is not whole'
+      f'the {parts[tensor.layer]} is not whole{misfits.get(tensor.name, "")}'
       if parts.get(tensor.layer) in dropped
       else 'belongs to no layer of the network',
     )
@@ -150,6 +155,7 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
     origins=origins,
     left_out=[*left_out, *source.ignored],
     notes=source.notes,
+    batch_statistics=source.batch_statistics,
   )
 
 
@@ -164,26 +170,40 @@ def _by_name(source) -> dict[str, Tensor]:
   return found
 
 
-def _check_shapes(source, found, rows) -> None:
+def _misfits(source, found, rows, allow_missing) -> dict[str, str]:
+  """Returns what is wrong with tensors of parts that may be left out, by name.
+
+  Raises:
+    errors.UserError: a tensor of another part has a wrong shape.
+  """
   wrong = [
-    f'{tensor.source} {tensor.array.shape} where {shape} is wanted'
+    (row.part, tensor, shape)
     for row in rows
     for weight, shape in row.shapes.items()
     if (tensor := found.get(row.weight_name(weight)))
     and tensor.array.shape != shape
   ]
-  if wrong:
-    raise _error(source, f'has {_some(wrong)}')
+  parts = {part for part, _, _ in wrong}
+  if not parts <= set(allow_missing):
+    text = _some(
+      f'{tensor.source} {tensor.array.shape} where {shape} is wanted'
+      for _, tensor, shape in wrong
+    )
+    raise _error(source, f'has {text}', _hint(parts))
+  return {
+    tensor.name: f', for {shape} is wanted here' for _, tensor, shape in wrong
+  }
 
 
-def _check_complete(source, found, sizes, allow_missing) -> set[str]:
+def _check_complete(source, found, sizes, allow_missing, misfits) -> set[str]:
   """Returns the parts that are not whole, all of them allowed to be."""
   wanted = {
     row.weight_name(weight): (row, weight)
     for row in layers_lib.table(sizes)
     for weight in row.shapes
   }
-  lacking = [wanted[name] for name in wanted if name not in found]
+  fitting = found.keys() - misfits.keys()
+  lacking = [wanted[name] for name in wanted if name not in fitting]
   unknown = [found[name] for name in found if name not in wanted]
   parts = {row.part for row, _ in lacking}
   if not parts <= set(allow_missing):
@@ -194,9 +214,7 @@ def _check_complete(source, found, sizes, allow_missing) -> set[str]:
     text = f'lacks {_some(names)}'
     if unknown:
       text += f', but has {_some(one.source for one in unknown)}'
-    hint = f'; --allow_missing {",".join(sorted(parts))} would convert the rest'
-    known = parts <= set(MAY_BE_MISSING)
-    raise _error(source, text, hint if known else '')
+    raise _error(source, text, _hint(parts))
   # What stands where a part is missing goes with it, and so does a head of
   # another kind: dense layers of any name.
   if layers_lib.HEAD in allow_missing:
@@ -223,7 +241,11 @@ def build(network: Network) -> keras.Model:
     # The same weights and result in less time.
     'fused_upsampling': not sizes.transposed,
   }
-  if network.is_torch or not (sizes.has_decoder or sizes.num_words):
+  if (
+    network.is_torch
+    or network.batch_statistics
+    or not (sizes.has_decoder or sizes.num_words)
+  ):
     model = _build_variant(network)
   elif not sizes.has_decoder:
     if sizes.head_filters:
@@ -255,6 +277,7 @@ def _build_variant(network):
     head_filters=sizes.head_filters or 1024,
     head_units=sizes.head_units or None,
     epsilon=network.epsilon,
+    batch_statistics=network.batch_statistics,
   )
 
 
@@ -280,7 +303,13 @@ def from_model(model: keras.Model, path: str) -> Source:
       array = variable.numpy().astype(np.float32)
       tensors.append(Tensor(f'{name}/{weight}', name, weight, array))
     epsilon = getattr(layer, 'epsilon', epsilon)
-  return Source(path=path, tensors=tensors, epsilon=epsilon, model=model)
+  return Source(
+    path=path,
+    tensors=tensors,
+    epsilon=epsilon,
+    model=model,
+    batch_statistics=getattr(model, 'batch_statistics', False),
+  )
 
 
 def _best_sizes(source, found) -> layers_lib.Sizes | None:
@@ -380,6 +409,12 @@ def _error(source, text, hint='') -> errors.UserError:
     f'{source.path} {text}: nothing was converted; wanted a whole network of'
     f' TransVW or Models Genesis{hint}'
   )
+
+
+def _hint(parts) -> str:
+  if not parts <= set(MAY_BE_MISSING):
+    return ''
+  return f'; --allow_missing {",".join(sorted(parts))} would convert the rest'
 
 
 def _some(names) -> str:

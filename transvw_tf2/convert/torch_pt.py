@@ -12,6 +12,7 @@ the running ones are in the file and are converted.
 from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
+import io
 import re
 import warnings
 import zipfile
@@ -41,6 +42,8 @@ _NOTE = (
   ' that its outputs differ: transvw_tf2.convert.load(path,'
   ' batch_statistics=True) does the same'
 )
+# Of what is in the file, with all that it is in; the release's have up to 60.
+_MAX_NAME = 1000
 # Before it, weights_only could be made to run code (CVE-2025-32434).
 _SAFE_VERSION = (2, 6)
 
@@ -60,8 +63,9 @@ def read(path: str) -> network_lib.Source:
   """
   torch = _import_torch(path)
   stored = _load(torch, path)
-  found = dict(_tensors(torch, stored, '', set()))
-  declared = sum(one.numel() * one.element_size() for one in found.values())
+  # Not by name: one in a dictionary may look like one that is deeper.
+  found = list(_tensors(torch, stored, path))
+  declared = sum(one.numel() * one.element_size() for _, one in found)
   file_size.check(path, declared)
   state, prefix = stored, ''
   if isinstance(stored, Mapping) and _STATE in stored:
@@ -82,9 +86,9 @@ def read(path: str) -> network_lib.Source:
     if why:
       ignored.append(report.left_out(key, tensor.shape, why))
       continue
-    if tensor.layout != torch.strided or not tensor.dtype.is_floating_point:
+    if not tensor.dtype.is_floating_point:
       raise errors.UserError(
-        f'{path} has {key} of type {tensor.dtype}, wanted dense floating point'
+        f'{path} has {key} of type {tensor.dtype}, wanted floating point'
         ' numbers'
       )
     module, _, weight = plain.rpartition('.')
@@ -94,7 +98,7 @@ def read(path: str) -> network_lib.Source:
     tensors.append(network_lib.Tensor(key, layer, weight, array))
   ignored += [
     report.left_out(name, tensor.shape, 'not of the network')
-    for name, tensor in found.items()
+    for name, tensor in found
     if prefix and not name.startswith(prefix)
   ]
   return network_lib.Source(
@@ -137,8 +141,10 @@ def write(path: str, network: network_lib.Network) -> dict[str, str]:
       targets[row.weight_name(weight)] = key
     if 'gamma' in row.shapes:
       state[f'{row.module}.{_COUNTER}'] = torch.tensor(0)
-  with output_file.replacing(path) as partial:
-    torch.save({_STATE: state}, partial, _use_new_zipfile_serialization=False)
+  # torch.save itself raises many kinds on a disk that is full.
+  content = io.BytesIO()
+  torch.save({_STATE: state}, content, _use_new_zipfile_serialization=False)
+  output_file.write(path, content.getbuffer())
   return targets
 
 
@@ -195,21 +201,54 @@ def _load(torch, path):
     ) from error
 
 
-def _tensors(torch, item, name, seen) -> Iterator[tuple[str, object]]:
-  """Yields the tensors at or below an item, with where they are."""
-  if isinstance(item, torch.Tensor):
-    yield name, item
-    return
-  if id(item) in seen:  # it may hold itself
-    return
-  seen.add(id(item))
-  if isinstance(item, Mapping):
-    for key, value in item.items():
-      where = f'{name}.{key}' if name else str(key)
-      yield from _tensors(torch, value, where, seen)
-  elif isinstance(item, list | tuple):
-    for number, value in enumerate(item):
-      yield from _tensors(torch, value, f'{name}.{number}', seen)
+def _tensors(torch, stored, path) -> Iterator[tuple[str, object]]:
+  """Yields the tensors in what is stored, with where they are.
+
+  Raises:
+    errors.UserError: one is of another kind than numbers in memory, or its name
+      has no end.
+  """
+  # No recursion: a file may nest as deep as it likes.
+  waiting, seen = [('', stored)], set()
+  while waiting:
+    name, item = waiting.pop()
+    if len(name) > _MAX_NAME:
+      raise errors.UserError(
+        f'{path} has too long a name or too much within one another, at'
+        f' {name[:40]}..: it is not safe to read'
+      )
+    if isinstance(item, torch.Tensor):
+      _check_dense(torch, item, name, path)
+      yield name, item
+      continue
+    if id(item) in seen:  # it may hold itself
+      continue
+    seen.add(id(item))
+    if isinstance(item, Mapping):
+      below = (
+        (key if isinstance(key, str | int) else type(key).__name__, value)
+        for key, value in item.items()
+      )
+    elif isinstance(item, list | tuple):
+      below = enumerate(item)
+    else:
+      continue
+    start = f'{name}.' if name else ''
+    inner = [(f'{start}{key}', value) for key, value in below]
+    waiting += reversed(inner)  # so that the first is next
+
+
+def _check_dense(torch, tensor, name, path) -> None:
+  """Checks that a tensor has a shape and numbers, before they are asked for."""
+  if (
+    tensor.device.type != 'cpu'
+    or tensor.layout != torch.strided
+    or tensor.is_nested
+  ):
+    raise errors.UserError(
+      f'{path} has {name} on device {tensor.device.type} as {tensor.layout}'
+      f'{", nested" * tensor.is_nested}, wanted dense numbers'
+    )
 
 
 def _strip(key: str) -> str:

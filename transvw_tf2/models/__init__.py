@@ -12,6 +12,7 @@ import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import gin
 
 from transvw_tf2.models import blocks
+from transvw_tf2.models import restoration_net  # noqa: F401, registered so
 from transvw_tf2.models import torch_variant
 from transvw_tf2.models import transfer
 from transvw_tf2.models import unet3d

@@ -143,6 +143,11 @@ class ConvBlock(keras.layers.Layer):
 
   The parts are named depth_{number}_conv, _bn and _relu, as in the official
   weights.
+
+  Attributes:
+    batch_statistics: whether a batch is normalised by its own statistics
+      always, also where it does not train or is frozen. Of the network around
+      it, which sets it and has it in its configuration.
   """
 
   def __init__(
@@ -167,6 +172,7 @@ class ConvBlock(keras.layers.Layer):
     self.filters = filters
     self.number = number
     self.synchronized_batch_norm = synchronized_batch_norm
+    self.batch_statistics = False
     self.conv = keras.layers.Conv3D(
       filters,
       3,
@@ -202,19 +208,21 @@ class ConvBlock(keras.layers.Layer):
     Args:
       convolution: maps the kernel, (3, 3, 3, in, filters) of the compute dtype,
         to what the block normalises, float (B, Z, X, Y, filters).
-      training: whether batch statistics are used.
+      training: whether batch statistics are used; always, if the block has
+        `batch_statistics`.
 
     Returns:
       float (B, Z, X, Y, filters).
     """
     learns = self.batch_norm is not None and self.batch_norm.trainable
-    if not (training and learns):
+    if not (self.batch_statistics or (training and learns)):
       kernel, bias = self._folded_weights()
       convolved = convolution(keras.ops.cast(kernel, self.compute_dtype))
       return self.relu(_add_bias(convolved, bias))
     kernel = keras.ops.cast(self.conv.kernel, self.compute_dtype)
     convolved = convolution(kernel)
-    if self.synchronized_batch_norm:
+    # Keras' layer takes the moving statistics where it is frozen.
+    if self.synchronized_batch_norm and learns:
       convolved = _add_bias(convolved, self.conv.bias)
       normalized = self.relu(self.batch_norm(convolved, training=True))
     else:

@@ -51,8 +51,9 @@ class TorchVisualWordNet(keras.Model):
         None for none.
       epsilon: of batch normalisation.
       batch_statistics: whether batches are normalised by their own statistics
-        in evaluation too, as in the release: the outputs of a cube then depend
-        on its batch, and the moving statistics never move.
+        in evaluation too, as in the release, and where the network is frozen:
+        the outputs of a cube then depend on its batch, and the moving
+        statistics never move.
       synchronized_batch_norm: see blocks.ConvBlock.
       **kwargs: passed to keras.Model.
     """
@@ -77,6 +78,7 @@ class TorchVisualWordNet(keras.Model):
     if num_words is not None:
       self._add_head()
     for block in self._conv_blocks():
+      block.batch_statistics = batch_statistics
       block.batch_norm.epsilon = epsilon
       # With a momentum of 1 an evaluation leaves the statistics as they are.
       block.batch_norm.momentum = 1.0 if batch_statistics else _MOMENTUM
@@ -188,7 +190,6 @@ class TorchVisualWordNet(keras.Model):
     Raises:
       ValueError: the sides of the cubes do not fit.
     """
-    training = training or self.batch_statistics
     bottleneck, skips = self.encoder(cubes, training=training)
     outputs = {}
     if self.has_decoder:
@@ -208,7 +209,7 @@ class TorchVisualWordNet(keras.Model):
 
     With a finer `grid` as many numbers for each part, see blocks.pool_grid.
     """
-    bottleneck, _ = self.encoder(cubes, training=self.batch_statistics)
+    bottleneck, _ = self.encoder(cubes, training=False)
     return blocks.pool_grid(bottleneck, grid)
 
   def compute_output_shape(self, cubes_shape):

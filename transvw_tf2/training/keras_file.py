@@ -7,12 +7,14 @@ import keras
 
 from transvw_tf2 import errors
 from transvw_tf2 import file_size
+from transvw_tf2 import models  # noqa: F401, registers all our networks
 
 _CONFIG = 'config.json'
 # As our classes are registered.
 _PACKAGE = 'transvw_tf2>'
 _SIZES = ('base_filters', 'depth', 'head_filters', 'head_units', 'num_words')
 _CLASSES = 'num_classes'
+_PRECISION = 'DTypePolicy'
 # Of a file that could name any number of layers.
 _MAX_DEPTH = 12
 
@@ -20,8 +22,9 @@ _MAX_DEPTH = 12
 def load_network(path: str) -> keras.Model:
   """Loads a network of this package.
 
-  Keras makes whatever class a file names, and as large as it says: only ours
-  are made, and only of a size whose weights the file can hold.
+  Keras makes whatever class a file names, also within its settings, and as
+  large as it says: only our networks are made, and only of a size whose weights
+  the file can hold.
 
   Raises:
     errors.UserError: it is another network, not safe to load, or damaged.
@@ -30,12 +33,12 @@ def load_network(path: str) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
       file_size.check(path, sum(one.file_size for one in archive.infolist()))
       config = json.loads(archive.read(_CONFIG))
-    name = str(config['registered_name'])
-    if name.startswith(_PACKAGE):
+    if _is_ours(config):
+      _check_plain(config['config'])
       file_size.check(path, _least_bytes(config['config']))
       model = keras.saving.load_model(path, compile=False)
-      if not model.built:
-        # Keras leaves the weights in the file then, without an error.
+      if not model.weights:
+        # Keras leaves them in the file then, without an error.
         raise ValueError(f'its {_CONFIG} has no build_config for the weights')
       return model
   except errors.UserError:
@@ -51,6 +54,40 @@ def load_network(path: str) -> keras.Model:
   )
 
 
+def _is_ours(config: dict) -> bool:
+  """Returns whether Keras would make a network of this package, and no other.
+
+  A name that is not registered makes it go by the module and class instead, and
+  some classes it makes whatever name is registered.
+  """
+  name = str(config['registered_name'])
+  kind = keras.saving.get_registered_object(name)
+  return (
+    name.startswith(_PACKAGE)
+    and isinstance(kind, type)
+    and issubclass(kind, keras.Model)
+    and config['class_name'] == kind.__name__
+  )
+
+
+def _check_plain(settings: dict) -> None:
+  """Checks that no setting is anything that Keras would make an object of.
+
+  Raises:
+    ValueError: one is.
+  """
+  precision = settings.get('dtype')
+  if (
+    isinstance(precision, dict)
+    and precision['class_name'] == _PRECISION
+    and precision['registered_name'] is None
+  ):
+    precision = precision['config']['name']
+  for name, value in {**settings, 'dtype': precision}.items():
+    if not (value is None or isinstance(value, str | int | float)):
+      raise ValueError(f'{name} is {value!r:.80}')
+
+
 def _least_bytes(settings: dict) -> int:
   """Returns bytes that the weights of a network take at least.
 
@@ -63,6 +100,8 @@ def _least_bytes(settings: dict) -> int:
   for name, size in sizes.items():
     if not isinstance(size, int) or size < 0:
       raise ValueError(f'{name} is {size!r:.80}')
+  if not sizes['base_filters']:
+    raise ValueError('base_filters is not there')  # Keras would take 32
   if not 1 <= sizes['depth'] <= _MAX_DEPTH:
     raise ValueError(f'depth is {sizes["depth"]}, wanted 1 to {_MAX_DEPTH}')
   width = sizes['base_filters'] << sizes['depth']
