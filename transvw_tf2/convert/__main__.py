@@ -12,7 +12,6 @@ Cost: a few seconds.
 
 import os
 
-from absl import app
 from absl import flags
 
 from transvw_tf2 import errors
@@ -38,8 +37,7 @@ _REPORT = flags.DEFINE_string(
 
 
 def main(argv):
-  if len(argv) > 1:
-    raise app.UsageError(f'unexpected arguments {argv[1:]}, wanted only flags')
+  del argv
   if _REPORT.value:
     _check_report(_REPORT.value)
   conversion = files.convert(
