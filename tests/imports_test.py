@@ -15,13 +15,14 @@ _ALLOWED = {
   'output_file': {'errors'},
   'output_lock': {'errors'},
   'file_size': {'errors'},
+  'h5_arrays': {'errors', 'file_size'},
   'scans': {'schema', 'errors'},
   'discovery': {'schema', 'errors', 'scans', 'output_file'},
   'perturb': {'schema', 'errors', 'scans'},
   'models': {'schema', 'errors', 'scans'},
   'training': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
-    *('output_file', 'output_lock', 'file_size'),
+    *('output_file', 'output_lock', 'file_size', 'h5_arrays'),
   },
   'serving': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
@@ -34,7 +35,7 @@ _ALLOWED = {
   # Its __main__ is a main.
   'convert': {
     *('schema', 'errors', 'scans', 'discovery', 'perturb', 'models'),
-    *('training', 'mains', 'output_file', 'file_size'),
+    *('training', 'mains', 'output_file', 'file_size', 'h5_arrays'),
   },
 }
 # Mains may import everything in the package.

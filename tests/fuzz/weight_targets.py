@@ -15,6 +15,7 @@ from tests.fuzz import mutations
 from tests.fuzz import targets
 from transvw_tf2 import errors
 from transvw_tf2 import file_size
+from transvw_tf2 import h5_arrays
 from transvw_tf2.convert import files
 from transvw_tf2.convert import keras_h5
 from transvw_tf2.convert import network
@@ -323,7 +324,7 @@ _H5 = targets.Target(
   mutate=files_lib.mutate_with({'': _h5}),
   read=_read_weights('x.h5'),
   errors=_USER,
-  modules=(keras_h5, network, file_size),
+  modules=(keras_h5, network, file_size, h5_arrays),
   leaves_out=frozenset(
     ('write', '_keras_order', 'build', '_build_variant', 'from_model')
   ),
@@ -352,7 +353,7 @@ _KERAS = targets.Target(
   mutate=files_lib.mutate_with({'': _keras}),
   read=_read_weights('x.keras'),
   errors=_USER,
-  modules=(files, keras_file, file_size),
+  modules=(files, keras_file, file_size, h5_arrays),
   leaves_out=frozenset(
     ('convert', '_write_keras', '_output_format', '_describe')
   ),

@@ -1,9 +1,11 @@
 """Of .keras files only our networks are made, and none larger than its file."""
 
+import io
 import json
 import os
 import zipfile
 
+import h5py
 import keras
 import numpy as np
 import pytest
@@ -210,3 +212,27 @@ def test_a_network_whose_weights_cannot_be_placed(tmp_path, build):
   with pytest.raises(errors.UserError, match='has no build_config') as caught:
     keras_file.load_network(path)
   assert '\n' not in str(caught.value)
+
+
+@pytest.mark.parametrize('pack', [{}, {'compression': 'gzip'}])
+def test_weights_are_no_larger_than_the_file(tmp_path, monkeypatch, pack):
+  """Arrays that are not stored, or packed, would be made in full."""
+  path = str(tmp_path / 'a.keras')
+  _save(path)
+  with zipfile.ZipFile(path) as archive:
+    members = {one: archive.read(one) for one in archive.namelist()}
+  content = io.BytesIO(members['model.weights.h5'])
+  with h5py.File(content, 'r+') as file:
+    names = []
+    file.visit(names.append)
+    name = next(one for one in names if one.endswith('/vars/0'))
+    shape = (2**28,) if not pack else file[name].shape
+    del file[name]
+    file.create_dataset(name, shape, np.float32, **pack)
+  with zipfile.ZipFile(path, 'w') as archive:
+    for name, data in members.items():
+      changed = name == 'model.weights.h5'
+      archive.writestr(name, content.getvalue() if changed else data)
+  monkeypatch.setattr(keras.saving, 'load_model', None)
+  with pytest.raises(errors.UserError, match='safe to read'):
+    keras_file.load_network(path)

@@ -24,6 +24,7 @@ import numpy as np
 
 from transvw_tf2 import errors
 from transvw_tf2 import file_size
+from transvw_tf2 import h5_arrays
 from transvw_tf2 import output_file
 from transvw_tf2.convert import layers as layers_lib
 from transvw_tf2.convert import network as network_lib
@@ -32,7 +33,6 @@ from transvw_tf2.convert import report
 _ROOT = 'model_weights'
 _LAYERS = 'layer_names'
 _WEIGHTS = 'weight_names'
-_MAX_OBJECTS = 100_000
 # Bytes; those of a large network have under a tenth of it.
 _MAX_NAMES = 2**27
 # Where strings lie: signature, version, and size in bytes.
@@ -65,7 +65,7 @@ def read(path: str) -> network_lib.Source:
 
 
 def _read(file, path) -> network_lib.Source:
-  datasets = _datasets(file, path)
+  datasets = h5_arrays.find(file, path)
   root = file if _LAYERS in file.attrs else file.get(_ROOT)
   if not isinstance(root, h5py.Group) or _LAYERS not in root.attrs:
     raise errors.UserError(
@@ -117,44 +117,6 @@ def _read(file, path) -> network_lib.Source:
 
 def _short(name, root) -> str:
   return name.removeprefix(root.name).lstrip('/')
-
-
-def _datasets(file, path) -> dict[str, h5py.Dataset]:
-  """Returns all arrays of a file; nothing outside of it is opened."""
-  found, seen, groups, declared = {}, set(), [file], 0
-  while groups:
-    group = groups.pop()
-    for name in group:
-      where = f'{group.name.rstrip("/")}/{name}'
-      link = group.get(name, getlink=True)
-      if not isinstance(link, h5py.HardLink):
-        raise errors.UserError(
-          f'{path} has a {type(link).__name__} at {where}, wanted only arrays'
-          ' that lie in the file itself: it is not safe to read'
-        )
-      item = group[name]
-      address = h5py.h5o.get_info(item.id).addr
-      if address in seen or len(seen) > _MAX_OBJECTS:
-        raise errors.UserError(
-          f'{path} has {where} twice or too much in it: it is not safe to read'
-        )
-      seen.add(address)
-      if isinstance(item, h5py.Group):
-        groups.append(item)
-      elif isinstance(item, h5py.Dataset):
-        if item.is_virtual or item.external:
-          raise errors.UserError(
-            f'{path} keeps {where} in another file, wanted only arrays that lie'
-            ' in the file itself: it is not safe to read'
-          )
-        # Not item.size, which overflows. Chunks are read whole.
-        numbers = max(
-          math.prod(item.shape or (0,)), math.prod(item.chunks or (0,))
-        )
-        declared += numbers * item.dtype.itemsize
-        file_size.check(path, declared)
-        found[item.name] = item
-  return found
 
 
 def _names(group, attribute, path) -> list[str]:
@@ -221,12 +183,7 @@ def _check_arrays(found, path) -> None:
         f'{path} has {dataset.name} of type {dataset.dtype}, wanted floating'
         ' point numbers'
       )
-    # A filter may unpack a chunk to any size, whatever that of the chunk is.
-    if dataset.id.get_create_plist().get_nfilters():
-      raise errors.UserError(
-        f'{path} has {dataset.name} packed, which Keras never does and is not'
-        ' safe to read: unpack it (h5repack -f NONE)'
-      )
+    h5_arrays.check_unpacked(dataset, path)
 
 
 def _our_names(found) -> dict[str, str]:

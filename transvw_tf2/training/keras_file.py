@@ -1,15 +1,19 @@
 """Loads .keras files, which may come from elsewhere."""
 
+import io
 import json
 import zipfile
 
+import h5py
 import keras
 
 from transvw_tf2 import errors
 from transvw_tf2 import file_size
+from transvw_tf2 import h5_arrays
 from transvw_tf2 import models  # noqa: F401, registers all our networks
 
 _CONFIG = 'config.json'
+_WEIGHTS = 'model.weights.h5'
 # As our classes are registered.
 _PACKAGE = 'transvw_tf2>'
 _SIZES = ('base_filters', 'depth', 'head_filters', 'head_units', 'num_words')
@@ -33,9 +37,11 @@ def load_network(path: str) -> keras.Model:
     with zipfile.ZipFile(path) as archive:
       file_size.check(path, sum(one.file_size for one in archive.infolist()))
       config = json.loads(archive.read(_CONFIG))
+      weights = archive.read(_WEIGHTS)
     if _is_ours(config):
       _check_plain(config['config'])
       file_size.check(path, _least_bytes(config['config']))
+      _check_weights(path, weights)
       model = keras.saving.load_model(path, compile=False)
       if not model.weights:
         # Keras leaves them in the file then, without an error.
@@ -68,6 +74,13 @@ def _is_ours(config: dict) -> bool:
     and issubclass(kind, keras.Model)
     and config['class_name'] == kind.__name__
   )
+
+
+def _check_weights(path: str, content: bytes) -> None:
+  """Checks that arrays take no more memory than the file."""
+  with h5py.File(io.BytesIO(content), 'r') as file:
+    for dataset in h5_arrays.find(file, path).values():
+      h5_arrays.check_unpacked(dataset, path)
 
 
 def _check_plain(settings: dict) -> None:
