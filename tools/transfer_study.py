@@ -75,6 +75,11 @@ LEARNING_RATES_FILE = 'learning_rates.csv'
 MARKDOWN_FILE = 'summary.md'
 FRACTIONS_FILE = 'fractions.png'
 _SETTINGS_FILE = 'study.json'
+# What the paths of flags are.
+_PATHS = {
+  'data': 'the folder of a data set',
+  'init': 'the --workdir of a run, or a .keras file',
+}
 # TensorFlow keeps some memory of each network.
 _RUNS_OF_A_PROCESS = 12
 
@@ -181,7 +186,7 @@ def _parse(flag, reserved=()) -> dict[str, str]:
     if not os.path.exists(path):
       raise errors.UserError(
         f'--{flag.name} {text}: {path} does not exist; wanted'
-        f' {flags.FLAGS[flag.name].help}'
+        f' {_PATHS[flag.name]}'
       )
     found[name] = os.path.abspath(path)
   return found

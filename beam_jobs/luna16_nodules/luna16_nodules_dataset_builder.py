@@ -35,7 +35,8 @@ class BuilderConfig(target_builder.TargetConfig):
       each split, drawn by seed; null takes all.
     masks: folder with masks of nodules, {scan id}.mhd or another format, in the
       geometry of their scans; null draws balls.
-    without_nodule: cubes without a nodule for each with one.
+    without_nodule: cubes without a nodule for each with one, in the lungs where
+      seg-lungs-LUNA16 has their mask, else anywhere in the scan.
     lung_cubes: of each scan.
   """
 

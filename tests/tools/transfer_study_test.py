@@ -149,7 +149,10 @@ def test_the_learning_rate_is_chosen_on_validation(study, tmp_path, capsys):
   [
     ({'init': ['scratch=.']}, '--init must be NAME=PATH, the name of letters'),
     ({'init': ['both']}, 'and not scratch, got both'),
-    ({'init': ['both=/none']}, '--init both=/none: /none does not exist; want'),
+    (
+      {'init': ['both=/none']},
+      '--init both=/none: /none does not exist; wanted the --w',
+    ),
     ({'init': ['both=.', 'both=.']}, '--init both is given twice'),
     ({'data': ['boxes=.']}, 'no data set .no dataset_info.json. at or below'),
     ({'fractions': ['0.1', '2']}, "--fractions has '2', wanted numbers above"),
