@@ -207,7 +207,7 @@ def test_thumbnails_that_do_not_fit_the_network_are_one_line(
   odd = tiny_data.write_thumbnails(
     tmp_path / 'odd', {'train': thumbnails, 'validation': thumbnails}
   )
-  with pytest.raises(errors.UserError, match='does not fit the model'):
+  with pytest.raises(errors.UserError, match='do not fit the model'):
     _train(tmp_path / 'run', strategy, odd)
   assert os.listdir(tmp_path) == ['odd']
 

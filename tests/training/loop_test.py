@@ -4,6 +4,7 @@ import functools
 import os
 import shutil
 
+import gin
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -15,6 +16,7 @@ from transvw_tf2 import output_lock
 from transvw_tf2.training import assembly
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
+from transvw_tf2.training import gin_files
 from transvw_tf2.training import interruption
 from transvw_tf2.training import loop
 from transvw_tf2.training import reports
@@ -226,10 +228,30 @@ def test_what_a_run_left_that_was_killed_while_it_saved_is_removed(
   (best / 'ckpt-99.data-00000-of-00001').write_text('half')
   _train(workdir, strategy, data_dir, epochs=3)
   assert [sorted(os.listdir(folder)) for folder in (latest, best)] == before
-  # Without the list nobody can tell which are whole.
-  (best / 'checkpoint').unlink()
-  _train(workdir, strategy, data_dir, epochs=3)
-  assert sorted(os.listdir(best)) == before[1][1:]
+
+
+@pytest.mark.parametrize('cut', [False, True])
+def test_checkpoints_without_their_list_are_gone_on_from(
+  run, tmp_path, strategy, data_dir, cut
+):
+  """Not copied with them, or empty after the power failed."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(run[0], workdir)
+  for which in ('latest', 'best'):
+    path = workdir / 'checkpoints' / which / 'checkpoint'
+    if cut:
+      path.write_text('')
+    else:
+      path.unlink()
+  before = _weights(run[0])
+  _assert_equal(_weights(workdir), before)
+  rows = _train(workdir, strategy, data_dir, epochs=4)
+  assert rows[:3] == run[1]
+  latest = workdir / 'checkpoints' / 'latest'
+  # Old ones are still removed.
+  assert len(list(latest.glob('*.index'))) == len(
+    list((run[0] / 'checkpoints' / 'latest').glob('*.index'))
+  )
 
 
 def test_another_task_or_other_words_in_the_workdir_are_refused(
@@ -376,6 +398,47 @@ def test_other_ways_to_the_same_result(
   for row, want in zip(rows, run[1], strict=True):
     for name in set(want) - {'cubes_per_second'}:
       assert row[name] == pytest.approx(want[name], rel=1e-4), name
+
+
+def test_a_crop_that_the_network_cannot_take_is_refused(
+  tmp_path, strategy, data_dir
+):
+  task = functools.partial(tiny_data.make_task, crop=(12, 16, 6))
+  with pytest.raises(
+    errors.UserError, match=r'\(12, 16, 6\) .* not fit the mod'
+  ):
+    _train(tmp_path / 'run', strategy, data_dir, epochs=1, task=task)
+  assert not (tmp_path / 'run').exists()
+
+
+def test_the_written_configuration_is_that_in_force(
+  tmp_path, strategy, data_dir
+):
+  gin_files.parse(
+    [], ['CosineDecay.epochs = 7', 'EarlyStopping.patience = 9'], forget=True
+  )
+  try:
+    _train(
+      tmp_path, strategy, data_dir, epochs=1, schedule=schedules.CosineDecay
+    )
+  finally:
+    gin.clear_config()
+  config = (tmp_path / 'operative_config.gin').read_text()
+  assert 'CosineDecay.epochs = 7' in config
+  assert 'EarlyStopping.patience = 9' in config
+  # A command that does not fit leaves it.
+  with pytest.raises(errors.UserError, match='another seed'):
+    _train(tmp_path, strategy, data_dir, epochs=2, seed=5)
+  assert (tmp_path / 'operative_config.gin').read_text() == config
+
+
+@pytest.mark.parametrize('sign', '*?[')
+def test_a_workdir_that_is_a_pattern_is_refused(
+  tmp_path, strategy, data_dir, sign
+):
+  with pytest.raises(errors.UserError, match='TensorFlow takes for a pattern'):
+    _train(tmp_path / f'run{sign}1]', strategy, data_dir, epochs=1)
+  assert not os.listdir(tmp_path)
 
 
 def test_trains_and_validates_on_parts(tmp_path, strategy, data_dir):

@@ -80,6 +80,15 @@ def test_seeds_of_cubes_are_their_own():
   assert len(all_seeds) == 4
 
 
+def test_no_cube_of_another_epoch_has_the_same_seed():
+  seeds = set()
+  for epoch in range(1, 11):
+    seed = step.stream_seed(1, step.TRAIN_STREAM, epoch)
+    rows = step.example_seeds(seed, tf.range(300)).numpy()
+    seeds |= {tuple(row) for row in rows.tolist()}
+  assert len(seeds) == 10 * 300
+
+
 def _make(jit_compile, **settings):
   """Returns a Steps, its model and its task."""
   strategy = tf.distribute.MirroredStrategy(['/cpu:0'])

@@ -86,6 +86,23 @@ def test_summary_of_a_history(tmp_path, strategy):
   )
 
 
+def test_the_best_epoch_is_that_of_the_best_metric(tmp_path, strategy):
+  rows = [
+    {'epoch': epoch, 'validation/loss': loss, 'validation/auc': auc}
+    for epoch, loss, auc in (
+      (1, 0.1, math.nan),
+      (2, 0.2, 0.7),
+      (3, 0.3, 0.9),
+      (4, 0.4, 0.9),
+    )
+  ]
+  written = _write(
+    tmp_path, strategy, rows=rows, best_metric='auc', rising=True
+  )
+  assert (written['best_metric'], written['best_epoch']) == ('auc', 3)
+  assert written['best_validation'] == {'loss': 0.3, 'auc': 0.9}
+
+
 def test_a_run_without_an_epoch(tmp_path, strategy):
   written = _write(tmp_path, strategy, rows=[], ended='interrupted')
   assert written['epochs'] == 0

@@ -97,7 +97,7 @@ def test_a_crop_is_a_random_part_of_each_cube():
   np.testing.assert_array_equal(changed['cube'], again)
 
 
-@pytest.mark.parametrize('crop', [(24, 16, 8), (12, 16, 8), (8, 8), (0, 8, 8)])
+@pytest.mark.parametrize('crop', [(24, 16, 8), (8.0, 16, 8), (8, 8), (0, 8, 8)])
 def test_refuses_a_crop(crop):
   with pytest.raises(errors.UserError, match='crop is'):
     tiny_data.prepare(tiny_data.make_task(crop=crop))

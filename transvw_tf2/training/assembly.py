@@ -4,7 +4,6 @@ import dataclasses
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import os
 
-import gin
 import keras
 import tensorflow as tf
 
@@ -21,7 +20,8 @@ from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import step as step_lib
 from transvw_tf2.training import tasks
 
-OPERATIVE_CONFIG_FILE = 'operative_config.gin'
+# TensorFlow writes a path with one of these, and then finds nothing there.
+_PATTERN_SIGNS = '*?[\\'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,6 +105,11 @@ def assemble(
     UserError: a setting or the data set is wrong, or the workdir belongs to
       another run.
   """
+  if any(sign in os.path.abspath(workdir) for sign in _PATTERN_SIGNS):
+    raise errors.UserError(
+      f'--workdir {workdir} has one of {" ".join(_PATTERN_SIGNS)} in its path,'
+      ' which TensorFlow takes for a pattern: give another'
+    )
   replicas = strategy.num_replicas_in_sync
   devices.check_batch_size(settings.batch_size, replicas)
   step_lib.check_accumulation(
@@ -138,7 +143,7 @@ def assemble(
   task.prepare(data)
   with strategy.scope():
     model = task.build_model(synchronized, settings.dtype_policy)
-    _call_once(model, data)
+    _call_once(model, data, task.part_shape(data.shape))
     if settings.batch_norm_momentum is not None:
       blocks.set_batch_norm_momentum(model, settings.batch_norm_momentum)
     optimizer = _make_optimizer(model, settings)
@@ -175,13 +180,14 @@ def assemble(
   )
 
 
-def _call_once(model, data):
+def _call_once(model, data, shape):
   # Called, not only built: layers may make variables in their first call.
   try:
-    model(tf.zeros((1, *data.shape, 1)))
+    model(tf.zeros((1, *shape, 1)))
   except ValueError as error:
     raise errors.UserError(
-      f'data set {data.data_dir} does not fit the model: {error}'
+      f'{data.volume}s of {tuple(shape)} voxels of data set {data.data_dir} do'
+      f' not fit the model: {error}'
     ) from error
 
 
@@ -218,6 +224,3 @@ def _describe(workdir, settings, task, data):
       'seed': settings.seed,
     },
   )
-  path = os.path.join(workdir, OPERATIVE_CONFIG_FILE)
-  with open(path, 'w', encoding='utf-8') as file:
-    file.write(gin.operative_config_str())

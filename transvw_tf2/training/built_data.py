@@ -6,6 +6,7 @@ The data set describes itself, so neither its builder nor Beam is needed.
 from collections.abc import Callable
 from collections.abc import Sequence
 import dataclasses
+import glob
 import os
 
 import tensorflow as tf
@@ -126,7 +127,7 @@ def find_data_dir(
   found = []
   # data_dir/name/config/version; a data set without config has one level less.
   for depth in range(1, 4):
-    pattern = os.path.join(data_dir, *['*'] * depth, _INFO_FILE)
+    pattern = os.path.join(glob.escape(data_dir), *['*'] * depth, _INFO_FILE)
     found += [os.path.dirname(path) for path in tf.io.gfile.glob(pattern)]
   # Of builds that go on or were killed. The user's own folders may say so too.
   found = sorted(

@@ -99,6 +99,8 @@ class Checkpoints:
     self._worker_folder = worker and os.path.join(workdir, _WORKERS, worker)
     folder = os.path.join(self._worker_folder or workdir, FOLDER)
     self._folder = os.path.join(workdir, FOLDER)
+    for which in (LATEST, BEST):
+      _repair_list(os.path.join(folder, which))
     self._full = tf.train.Checkpoint(model=model, progress=progress, **state)
     self._latest = tf.train.CheckpointManager(
       self._full, os.path.join(folder, LATEST), max_to_keep=keep
@@ -146,7 +148,6 @@ class Checkpoints:
   def remove_leftovers(self) -> None:
     """Removes what a run that was killed while it saved left half-written."""
     for manager in (self._latest, self._best):
-      # Without a list, nobody knows which of them are whole.
       if _find_checkpoints(manager.directory):
         _remove_unlisted(manager.directory)
 
@@ -261,8 +262,54 @@ def load_model(
 
 
 def _find_checkpoints(folder: str) -> Sequence[str]:
-  state = tf.train.get_checkpoint_state(folder)
-  return state.all_model_checkpoint_paths if state else ()
+  """Returns the checkpoints of a folder, the newest last.
+
+  Without their list (not copied with them, or cut) it is those that have an
+  index, which is written last.
+  """
+  listed = _read_list(folder)
+  if listed is not None:
+    return listed
+  paths = glob.glob(os.path.join(glob.escape(folder), 'ckpt-*.index'))
+  numbers = {
+    int(found[1]): path.removesuffix('.index')
+    for path in paths
+    if (found := re.search(r'ckpt-(\d+)\.index$', path))
+  }
+  return [numbers[one] for one in sorted(numbers)]
+
+
+def _read_list(folder: str) -> Sequence[str] | None:
+  """Returns what is in TensorFlow's list of checkpoints, None without one."""
+  try:
+    state = tf.train.get_checkpoint_state(folder)
+  except ValueError:  # it is empty
+    return None
+  return state and state.all_model_checkpoint_paths
+
+
+def _repair_list(folder: str) -> None:
+  """Makes TensorFlow's list of checkpoints anew where they lack one.
+
+  It would begin another, and their files would never be removed.
+  """
+  if _read_list(folder) is not None:
+    return
+  paths = _find_checkpoints(folder)
+  if paths:
+    names = [os.path.basename(path) for path in paths]
+    tf.compat.v1.train.update_checkpoint_state(
+      os.path.abspath(folder),
+      names[-1],
+      names,
+      all_model_checkpoint_timestamps=[
+        os.path.getmtime(f'{path}.index') for path in paths
+      ],
+      last_preserved_timestamp=0.0,
+    )
+  else:
+    with contextlib.suppress(FileNotFoundError):
+      os.remove(os.path.join(folder, 'checkpoint'))
 
 
 def _read_description(workdir: str) -> dict:

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import math
+import os
 import time
 
 from absl import logging
@@ -17,6 +18,7 @@ import tensorflow as tf
 import tqdm
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.training import assembly
@@ -31,6 +33,7 @@ from transvw_tf2.training import reports
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import summary
 
+_CONFIG_FILE = 'operative_config.gin'
 _EXAMPLES_IN_PICTURE = 4
 _EXAMPLES_IN_PROJECTOR = 256
 # A look at the loss waits for the device.
@@ -60,10 +63,8 @@ def train(
     Interrupted: should_stop said so; all is saved.
   """
   try:
-    run = assembly.assemble(workdir, strategy, settings)
-    with (
-      output_lock.hold(workdir) if run.is_chief else contextlib.nullcontext()
-    ):
+    with _holding(workdir, strategy):
+      run = assembly.assemble(workdir, strategy, settings)
       return _Loop(run, should_stop).go_on()
   except OSError as error:
     raise errors.UserError(
@@ -75,6 +76,23 @@ def train(
       'another worker of the cluster is gone: start the same command on all of'
       ' them again, it goes on'
     ) from error
+
+
+@contextlib.contextmanager
+def _holding(workdir, strategy):
+  """Holds the lock of a workdir; leaves none behind that a setting refused."""
+  if not devices.is_chief(strategy):
+    yield
+    return
+  is_new = not os.path.exists(workdir)
+  try:
+    with output_lock.hold(workdir):
+      yield
+  except errors.UserError:
+    if is_new:
+      with contextlib.suppress(OSError):  # not empty: the run has begun
+        os.rmdir(workdir)
+    raise
 
 
 class _Loop:
@@ -99,7 +117,7 @@ class _Loop:
     self._reports = reports.Reports(
       run.workdir if run.is_chief else None, progress.epoch
     )
-    self._reports.write_text('operative_config', gin.operative_config_str())
+    self._write_config()
     try:
       while (
         progress.epoch < self._settings.epochs and not run.early_stopping.over
@@ -115,6 +133,15 @@ class _Loop:
       print(f'stopped early after epoch {progress.epoch}')
     self._summarize('early stopping' if stopped else 'last epoch')
     return self._reports.rows
+
+  def _write_config(self):
+    """Writes what gin gave, all of which has been asked for by now."""
+    run, config = self._run, gin.operative_config_str()
+    self._reports.write_text('operative_config', config)
+    if run.is_chief:
+      output_file.write(
+        os.path.join(run.workdir, _CONFIG_FILE), config.encode()
+      )
 
   def _restore_or_begin(self):
     run, progress = self._run, self._progress
@@ -146,6 +173,8 @@ class _Loop:
         self._reports.rows,
         seconds=self._progress.seconds,
         ended=ended,
+        best_metric=self._settings.best_metric,
+        rising=self._settings.best_metric in run.task.rising_metrics,
         strategy=run.strategy,
         model=run.model,
         config=gin.operative_config_str(),

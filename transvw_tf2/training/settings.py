@@ -122,6 +122,14 @@ class Settings:
       value = getattr(self, name)
       if value < 1:
         raise errors.UserError(f'train.{name} is {value}, wanted at least 1')
+    if not 0 <= self.seed < 2**31:
+      raise errors.UserError(
+        f'train.seed is {self.seed}, wanted 0 or more and less than 2^31'
+      )
+    if not 0 < self.learning_rate < math.inf:
+      raise errors.UserError(
+        f'train.learning_rate is {self.learning_rate}, wanted more than 0'
+      )
     if self.precision not in PRECISIONS:
       raise errors.UserError(
         f'train.precision is {self.precision!r}, wanted one of'

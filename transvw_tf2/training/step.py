@@ -86,9 +86,17 @@ def resolve_batch_norm(
 
 def stream_seed(seed: int, stream: int, epoch: int) -> tf.Tensor:
   """Returns the int32 (2,) seed of one epoch of TRAIN_ or VALIDATION_STREAM."""
+  of_epoch = _fold_in(tf.constant([seed, stream], tf.int32), epoch)
+  # Only the first number is a hash, and the second what was folded in, to which
+  # example_seeds adds places: without this they would run into those of the
+  # next epoch.
+  return _fold_in(of_epoch, 0)
+
+
+def _fold_in(seed, number):
   return tf.random.experimental.stateless_fold_in(
-    tf.constant([seed, stream], tf.int32),
-    tf.constant(epoch, tf.int32),
+    seed,
+    tf.constant(number, tf.int32),
     alg='philox',  # the default may differ between devices
   )
 

@@ -21,7 +21,6 @@ _PACKAGES = (
   *('transvw-tf2', 'tensorflow', 'keras', 'numpy', 'tensorflow-datasets'),
 )
 _VALIDATION = 'validation/'
-_LOSS = _VALIDATION + 'loss'
 _PER_SECOND = '_per_second'
 
 
@@ -34,6 +33,8 @@ def write_summary(
   strategy: tf.distribute.Strategy,
   model: keras.Model,
   config: str,
+  best_metric: str = 'loss',
+  rising: bool = False,
   source: Mapping[str, object] | None = None,
 ) -> None:
   """Writes summary.json.
@@ -49,16 +50,19 @@ def write_summary(
     strategy: of the run.
     model: of the run, built.
     config: the operative configuration of gin.
+    best_metric: of validation, by which the best epoch is chosen.
+    rising: whether it should rise.
     source: from `describe_source`, called when the run began, for the files may
       have changed since; None looks now.
 
   Raises:
     OSError: it cannot be written; the file that was there stays.
   """
-  best = _best_row(rows)
+  best = _best_row(rows, _VALIDATION + best_metric, rising)
   summary = {
     'ended': ended,
     'epochs': rows[-1]['epoch'] if rows else 0,
+    'best_metric': best_metric,
     'best_epoch': best.get('epoch'),
     'best_validation': _validation(best),
     'last_validation': _validation(rows[-1] if rows else {}),
@@ -127,10 +131,11 @@ def _git(folder, *arguments) -> str:
   return done.stdout.strip()
 
 
-def _best_row(rows) -> Mapping[str, float]:
-  finite = [row for row in rows if math.isfinite(row.get(_LOSS, math.nan))]
+def _best_row(rows, name, rising) -> Mapping[str, float]:
+  finite = [row for row in rows if math.isfinite(row.get(name, math.nan))]
   # The first of equal ones, as in checkpoints/best.
-  return min(finite, key=lambda row: row[_LOSS], default={})
+  choose = max if rising else min
+  return choose(finite, key=lambda row: row[name], default={})
 
 
 def _validation(row) -> dict[str, float]:

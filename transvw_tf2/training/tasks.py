@@ -53,6 +53,10 @@ class Task:
     """Returns JSON values that must not change within a run."""
     return {}
 
+  def part_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the sides of what `crop` leaves of a volume of a shape."""
+    return tuple(shape)
+
   def crop(self, batch, seeds):
     """Returns the parts of a batch to work on, by int32 (B, 2) seeds."""
     del seeds
@@ -129,9 +133,13 @@ class _CubeTask(Task):
     """Checks the part of the cubes against those of the data."""
     if self._shape and not _is_part(self._shape, data.shape):
       raise errors.UserError(
-        f'crop is {self._shape}, wanted three numbers that are divisible by 8'
-        f' and at most the cube, {tuple(data.shape)}: change crop'
+        f'crop is {self._shape}, wanted three whole numbers of at most the'
+        f' cube, {tuple(data.shape)}: change crop'
       )
+
+  def part_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
+    """Returns the sides of the parts."""
+    return self._shape or tuple(shape)
 
   def crop(self, batch, seeds):
     """Cuts a random part out of each cube, where one is asked for.
@@ -237,8 +245,9 @@ class Pretrain(_WordTask):
       restoration_weight: weight of the mean squared error.
       word_weight: weight of the cross-entropy.
       crop: voxels along x, y and z of the random part of each cube to take, in
-        training and validation, each divisible by 8; None for whole cubes, as
-        published. For target cubes that show much less than these.
+        training and validation, each divisible by 8 for a network of depth 4;
+        None for whole cubes, as published. For target cubes that show much less
+        than these.
     """
     if min(restoration_weight, word_weight) < 0 or not (
       restoration_weight or word_weight
@@ -425,7 +434,7 @@ class Autoencoder(Task):
 
 def _is_part(crop, shape):
   return len(crop) == len(shape) and all(
-    isinstance(side, int) and side % 8 == 0 and 0 < side <= whole
+    isinstance(side, int) and 0 < side <= whole
     for side, whole in zip(crop, shape, strict=True)
   )
 
