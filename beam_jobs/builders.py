@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
 import glob
+import json
 import math
 import os
 import shutil
@@ -13,9 +14,13 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.scans import storage
+
+# Beside the shards: with which fields of its config a data set was built.
+_FIELDS_FILE = 'config.json'
 
 
 class NotForThisTaskError(errors.UserError):
@@ -40,6 +45,7 @@ class OneBuild:
     )
     # A bucket has no locks.
     if '://' in folder or (reuses and os.path.exists(folder)):
+      self._check_fields(folder)
       super().download_and_prepare(**kwargs)
       return
     parent, version = os.path.split(folder)
@@ -49,6 +55,41 @@ class OneBuild:
       for left in glob.glob(pattern):
         shutil.rmtree(left, ignore_errors=True)
       super().download_and_prepare(**kwargs)
+      if os.path.exists(folder):  # not where a task was left out
+        text = json.dumps(self._fields(), indent=1) + '\n'
+        output_file.write(os.path.join(folder, _FIELDS_FILE), text.encode())
+
+  def _fields(self) -> dict[str, object]:
+    """Returns the fields of the config that are not of TFDS itself."""
+    config = self.builder_config
+    return json.loads(
+      json.dumps({name: getattr(config, name) for name in _own_fields(config)})
+    )
+
+  def _check_fields(self, folder) -> None:
+    """Raises UserError where what is there was built with other fields.
+
+    TFDS goes by the name of a config alone.
+    """
+    path = os.path.join(folder, _FIELDS_FILE)
+    if not os.path.exists(path):
+      return
+    with open(path, encoding='utf-8') as file:
+      built = json.load(file)
+    for name, now in self._fields().items():
+      if name in built and built[name] != now:
+        raise errors.UserError(
+          f'{folder} was built with {name} {json.dumps(built[name])}, now it is'
+          f' {json.dumps(now)}: give the config another name, or --overwrite'
+        )
+
+
+def _own_fields(config) -> list[str]:
+  of_tfds = {
+    field.name for field in dataclasses.fields(tfds.core.BuilderConfig)
+  }
+  names = [field.name for field in dataclasses.fields(config)]
+  return [name for name in names if name not in of_tfds]
 
 
 def leaves_out(name: str, tasks: Sequence[str]) -> bool:
@@ -114,10 +155,7 @@ def check_config_fields(
     UserError: a field is unknown, or the name is missing.
   """
   known = [field.name for field in dataclasses.fields(config_class)]
-  of_tfds = {
-    field.name for field in dataclasses.fields(tfds.core.BuilderConfig)
-  }
-  own = [name for name in known if name not in of_tfds]
+  own = _own_fields(config_class)
   for name in fields:
     if name not in known:
       raise errors.UserError(
@@ -169,6 +207,7 @@ def local_folder(path: os.PathLike) -> str:
       f'--data_dir of {folder} is an address, wanted a folder that this machine'
       ' and all workers see; copy the data set to the store when it is whole'
     )
+  output_file.check_no_pattern('--data_dir of', folder)
   return folder
 
 

@@ -8,6 +8,7 @@ from apache_beam.options import pipeline_options
 
 from beam_jobs import descriptor_settings
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.scans import storage
 
@@ -95,11 +96,14 @@ def check_output(output: str | None) -> None:
   Workers and this process write files there under other names and rename them,
   which no object store does.
   """
-  if output is not None and storage.is_remote(output):
+  if output is None:
+    return
+  if storage.is_remote(output):
     raise errors.UserError(
       f'--output {output} is an address, wanted a folder that this machine and'
       ' all workers see; copy it to the store when it is whole'
     )
+  output_file.check_no_pattern('--output', output)
 
 
 def define_output(

@@ -25,6 +25,7 @@ from beam_jobs import discovery
 from beam_jobs import plan
 from beam_jobs import word_plan
 from beam_jobs import word_quality
+from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import output_lock
 from transvw_tf2.discovery import quality
@@ -93,6 +94,11 @@ def run(
       `luna16.find_scans` and `discovery.discover` say.
   """
   common_flags.check_output(output)
+  if measure and descriptors_only:
+    raise errors.UserError(
+      '--quality measures words, of which --descriptors_only writes none: give'
+      ' one of the two'
+    )
   folder = plan.check_new(output, 'folder')
   scan_files = luna16.find_scans(scans)
   described_by = described_by or descriptor_settings.DescriptorSettings()
@@ -127,7 +133,7 @@ def run(
       options=options,
     )
     measured = None
-    if measure and not descriptors_only:
+    if measure:
       measured = word_quality.cut_and_measure(
         scan_files, result.vocabulary, scans, temporary, options=options
       )

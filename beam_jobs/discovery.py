@@ -8,6 +8,7 @@ import glob
 import os
 import shutil
 
+from absl import logging
 import apache_beam as beam
 from apache_beam.options import pipeline_options
 from apache_beam.runners import runner as beam_runner
@@ -226,11 +227,28 @@ def _read_extended(
 def check_scans(
   scan_files: Sequence[luna16.ScanFile], words: vocabulary.Vocabulary
 ) -> None:
-  """Raises UserError unless all scans of a vocabulary are there."""
-  known = {one.scan_id for one in scan_files}
+  """Raises UserError unless all scans of a vocabulary are there.
+
+  Those that have come into another split are told: their cubes go into that of
+  the vocabulary.
+  """
+  split_of = {one.scan_id: one.split for one in scan_files}
+  moved = {}
   for one in words.instances:
-    if one.scan_id not in known:
+    if one.scan_id not in split_of:
       raise _missing_scan(one.scan_id, scan_files)
+    if split_of[one.scan_id] != one.split:
+      moved[one.scan_id] = one.split
+  if moved:
+    first = min(moved)
+    logging.warning(
+      '%d scans lie in another split than in the vocabulary, whose split they'
+      ' keep: the first, %s, is now of %s, there of %s',
+      len(moved),
+      first,
+      split_of[first],
+      moved[first],
+    )
 
 
 def _missing_scan(scan_id, scan_files) -> errors.UserError:

@@ -7,6 +7,8 @@ import uuid
 
 from transvw_tf2 import errors
 
+_PATTERN_SIGNS = '*?[\\'
+
 
 @contextlib.contextmanager
 def replacing(path: str, suffix: str = '') -> Iterator[str]:
@@ -44,6 +46,21 @@ def check_place(path: str) -> None:
   if os.path.isdir(path) or not os.path.isdir(folder):
     raise errors.UserError(
       f'{path} cannot be written: wanted a file in a folder that exists'
+    )
+
+
+def check_no_pattern(flag: str, path: str) -> None:
+  """Checks that TensorFlow and Beam take a path for no pattern.
+
+  They would write there, and then not find what they wrote.
+
+  Raises:
+    errors.UserError: a sign in it makes it one.
+  """
+  if any(sign in os.path.abspath(path) for sign in _PATTERN_SIGNS):
+    raise errors.UserError(
+      f'{flag} {path} has one of {" ".join(_PATTERN_SIGNS)} in its path, which'
+      ' TensorFlow and Beam take for a pattern: give another'
     )
 
 

@@ -115,6 +115,12 @@ class BuilderConfig(tfds.core.BuilderConfig):
         'config fields vocabulary and extend exclude each other: the first'
         ' takes words as they are, the second adds to them'
       )
+    other = self.described_by() != descriptor_settings.DescriptorSettings()
+    if self.vocabulary and other:
+      raise errors.UserError(
+        'config field vocabulary takes patients as they were found: leave out'
+        f' {", ".join(_DESCRIPTOR)}'
+      )
     builders.check_boolean(self, 'strict')
     if self.writer not in _WRITERS:
       raise errors.UserError(

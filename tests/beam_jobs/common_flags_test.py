@@ -93,6 +93,13 @@ def test_an_output_in_a_store_is_refused(
   assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize('name', ['out[1]', 'out*', 'out?'])
+def test_a_path_that_is_a_pattern_is_refused(tmp_path, name):
+  for check in (common_flags.check_output, builders.local_folder):
+    with pytest.raises(errors.UserError, match='Beam take for a pattern'):
+      check(str(tmp_path / name))
+
+
 def test_a_data_set_in_a_store_is_refused(tmp_path):
   assert builders.local_folder(tmp_path) == str(tmp_path)
   with pytest.raises(errors.UserError, match=r'gs://b/out is an address'):

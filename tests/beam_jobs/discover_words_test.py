@@ -58,6 +58,17 @@ def _read(folder):
   }
 
 
+def test_quality_without_words_is_refused(job, tmp_path):
+  with pytest.raises(errors.UserError, match='--quality measures words'):
+    job.run(
+      'scans',
+      str(tmp_path / 'out'),
+      settings_lib.Settings(),
+      measure=True,
+      descriptors_only=True,
+    )
+
+
 def test_the_job_writes_a_vocabulary(job, scans, tmp_path, capsys):
   output = str(tmp_path / 'vocabulary')
   with flagsaver.flagsaver(scans=scans, output=output, **_SETTINGS):

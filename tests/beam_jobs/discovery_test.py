@@ -299,6 +299,23 @@ def test_cutting_names_what_does_not_fit(found, scans, tmp_path):
     discovery.cut_cubes(scan_files, [outside], str(tmp_path / 'two'))
 
 
+def test_scans_that_came_into_another_split_are_told(found, scans, caplog):
+  scan_files = luna16.find_scans(scans)
+  discovery.check_scans(scan_files, found[1].vocabulary)
+  assert not caplog.messages
+  one = found[1].vocabulary.instances[0]
+  moved = [
+    dataclasses.replace(other, split=schema.VALIDATION)
+    if other.scan_id == one.scan_id
+    else other
+    for other in scan_files
+  ]
+  discovery.check_scans(moved, found[1].vocabulary)
+  (line,) = caplog.messages
+  assert line.startswith('1 scans lie in another split than in the vocabulary')
+  assert f'{one.scan_id}, is now of validation, there of train' in line
+
+
 def test_copying_a_vocabulary(found, tmp_path):
   folder, result = found
   assert discovery.copy_vocabulary(folder, str(tmp_path)) == result.vocabulary

@@ -149,6 +149,15 @@ def test_the_way_back_gives_the_same_rows(tmp_path, scans):
       assert os.path.basename(path)[0] in os.path.basename(wanted)
 
 
+def test_scans_may_lie_at_an_address(tmp_path, scans):
+  found = published_log.read_logs(_write(tmp_path), scans)
+  folder = os.path.dirname(os.path.dirname(scans['a'].path))
+  remote = luna16.find_scans(f'file://{folder}')
+  by_id = {one.scan_id: one for one in remote}
+  again = published_log.read_logs(os.fspath(tmp_path), by_id)
+  assert repr(again) == repr(found)  # distances are NaN
+
+
 def test_small_differences_in_form_are_read(tmp_path, scans):
   text = (
     '/data/#1/a.nii.gz# 10, 20,3,64,32 #0.0\r\n'

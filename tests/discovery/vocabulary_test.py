@@ -179,6 +179,15 @@ def test_rows_that_are_broken(tmp_path, old, new):
   assert 'instances.csv is not a vocabulary file' in _refused(tmp_path)
 
 
+def test_a_patient_in_two_splits_is_refused(tmp_path):
+  _write(tmp_path)
+  path = tmp_path / 'instances.csv'
+  lines = path.read_text().splitlines()
+  row = next(one for one in lines if one.startswith('train,'))
+  path.write_text('\n'.join([*lines, row.replace('train', 'validation', 1)]))
+  assert 'in two splits in instances.csv' in _refused(tmp_path)
+
+
 def test_words_and_cubes_must_belong_together(tmp_path):
   _write(tmp_path)
   path = tmp_path / 'instances.csv'

@@ -68,6 +68,12 @@ def test_own_folders_of_every_format(tmp_path):
   assert all(one.split == schema.TRAIN for one in found[1:])
 
 
+def test_a_suffix_in_capitals_is_not_passed_over(tmp_path):
+  _touch(tmp_path / 'train', 'a.NII.GZ', 'b.Mhd', 'c.nrrd')
+  found = luna16.find_scans(os.fspath(tmp_path))
+  assert [one.scan_id for one in found] == ['a', 'b', 'c']
+
+
 def test_a_folder_that_is_no_dicom_series_is_listed_and_refused(tmp_path):
   _touch(tmp_path, 'train/notes/readme.txt')
   (found,) = luna16.find_scans(os.fspath(tmp_path))

@@ -436,7 +436,7 @@ def test_the_written_configuration_is_that_in_force(
 def test_a_workdir_that_is_a_pattern_is_refused(
   tmp_path, strategy, data_dir, sign
 ):
-  with pytest.raises(errors.UserError, match='TensorFlow takes for a pattern'):
+  with pytest.raises(errors.UserError, match='and Beam take for a pattern'):
     _train(tmp_path / f'run{sign}1]', strategy, data_dir, epochs=1)
   assert not os.listdir(tmp_path)
 

@@ -30,6 +30,7 @@ from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import image_file
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import storage
 
 _FILES = {
   (schema.TRAIN, 0): 'train_data1_vwGen_exRef.txt',
@@ -174,12 +175,12 @@ class _StoredAxes:
 
   @classmethod
   def of_scan(cls, path: str) -> '_StoredAxes':
-    geometry = reader.read_geometry(path)
-    # NumPy files have no orientation, and a DICOM series is sorted on reading.
-    if path.endswith(image_file.SUFFIXES):
-      stored = image_file.ImageFile(path).geometry
-    else:
-      stored = geometry
+    with storage.staged(path) as local:
+      geometry = stored = reader.read_geometry(local)
+      # NumPy files have no orientation, and a DICOM series is sorted on
+      # reading.
+      if path.endswith(image_file.SUFFIXES):
+        stored = image_file.ImageFile(local).geometry
     reorientation = geometry_lib.nearest_lps(stored)
     if reorientation.axes[2] != 2:
       raise errors.UserError(

@@ -178,6 +178,13 @@ def _check_words(folder, words, instances):
       f'{folder} has words {numbers} in {VOCABULARY_FILE}; 0, 1, ... in order'
       ' are wanted: make it anew with beam_jobs.discover_words'
     )
+  split_of = {}
+  for one in instances:
+    if split_of.setdefault(one.scan_id, one.split) != one.split:
+      raise errors.UserError(
+        f'{folder} has scan {one.scan_id} in two splits in {INSTANCES_FILE}; a'
+        ' patient belongs to one: make it anew with beam_jobs.discover_words'
+      )
   differing = {one.word for one in instances} ^ set(numbers)
   if differing:
     raise errors.UserError(

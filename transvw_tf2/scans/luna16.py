@@ -179,8 +179,9 @@ def _find_in_folder(folder: str) -> Iterator[tuple[str, str]]:
       yield name, path
       continue
     for suffix in reader.SCAN_SUFFIXES:
-      if name.endswith(suffix):
-        yield name.removesuffix(suffix), path
+      # What the reader does not know as .NII.GZ it rejects, which is told.
+      if name.lower().endswith(suffix):
+        yield name[: -len(suffix)], path
 
 
 def _check_ids(found: list[ScanFile]) -> None:

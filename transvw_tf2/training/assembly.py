@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.models import blocks
 from transvw_tf2.training import built_data
@@ -19,9 +20,6 @@ from transvw_tf2.training import label_fraction
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import step as step_lib
 from transvw_tf2.training import tasks
-
-# TensorFlow writes a path with one of these, and then finds nothing there.
-_PATTERN_SIGNS = '*?[\\'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +103,7 @@ def assemble(
     UserError: a setting or the data set is wrong, or the workdir belongs to
       another run.
   """
-  if any(sign in os.path.abspath(workdir) for sign in _PATTERN_SIGNS):
-    raise errors.UserError(
-      f'--workdir {workdir} has one of {" ".join(_PATTERN_SIGNS)} in its path,'
-      ' which TensorFlow takes for a pattern: give another'
-    )
+  output_file.check_no_pattern('--workdir', workdir)
   replicas = strategy.num_replicas_in_sync
   devices.check_batch_size(settings.batch_size, replicas)
   step_lib.check_accumulation(

@@ -63,6 +63,10 @@ def test_settings_carry_all_fields():
       {'extend': 'a', 'vocabulary': 'b'},
       'config fields vocabulary and extend exclude each other',
     ),
+    (
+      {'descriptors': 'a', 'vocabulary': 'b'},
+      'config field vocabulary takes patients as they were found: leave out',
+    ),
     ({'writer': 'tape'}, "writer must be one of disk, beam, got 'tape'"),
   ],
 )

@@ -142,6 +142,20 @@ def test_features_and_splits_are_those_of_transvw_luna16(tmp_path):
   assert ours.supervised_keys == other.supervised_keys
 
 
+def test_a_name_stands_for_one_config(tmp_path):
+  folder = _write(tmp_path / 'npy')
+  built = _build(folder, tmp_path / 'data', name='mine', words=3)
+  again = _build(folder, tmp_path / 'data', name='mine', words=3)
+  assert _hashes(again) == _hashes(built)
+  with pytest.raises(
+    errors.UserError, match='built with words 3, now it is 2: give the config'
+  ):
+    _build(folder, tmp_path / 'data', name='mine', words=2)
+  # Of a data set built before that was written down nobody knows.
+  (tmp_path / 'data/transvw_released/mine/1.0.0/config.json').unlink()
+  _build(folder, tmp_path / 'data', name='mine', words=2)
+
+
 def test_the_lost_row_is_told(tmp_path, capsys):
   folder = _write(tmp_path / 'npy')
   _build(folder, tmp_path / 'data')
@@ -212,7 +226,8 @@ def test_two_builds_give_the_same_files(tmp_path):
   one = _build(_write(tmp_path / 'npy'), tmp_path / 'one')
   two = _build(_write(tmp_path / 'copy', np.float32), tmp_path / 'two')
   assert _hashes(one) == _hashes(two)
-  assert len(_hashes(one)) == 5  # two shards, features, names of the words
+  # Two shards, features, names of the words, counters, fields of the config.
+  assert len(_hashes(one)) == 6
 
 
 def test_without_validation_files(tmp_path):
