@@ -94,7 +94,7 @@ def _hashes(builder):
   return {
     path.name: hashlib.sha256(path.read_bytes()).hexdigest()
     for path in builder.data_path.iterdir()
-    if path.name != 'dataset_info.json'
+    if path.name not in ('dataset_info.json', 'config.json')
   }
 
 
@@ -150,6 +150,7 @@ def test_what_is_built_is_loaded_by_many_at_a_time(scans, built):
 def test_the_folder_holds_shards_and_vocabulary_and_nothing_else(built):
   names = {path.name for path in built.data_path.iterdir()}
   assert names == _VOCABULARY_FILES | {
+    'config.json',
     'dataset_info.json',
     'features.json',
     'word.labels.txt',
