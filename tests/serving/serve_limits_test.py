@@ -90,6 +90,21 @@ def test_a_request_that_never_fits(server):
   assert 'wanted at most 6' in answer.json()['error']
 
 
+@pytest.mark.parametrize(
+  'rows',
+  [
+    {'instances': ['bad'] * 7},
+    {'inputs': ['bad'] * 7},
+    {'inputs': {'seconds': ['bad'] * 7}},
+  ],
+)
+def test_rows_are_counted_before_they_are_decoded(server, rows):
+  message = {'signature_name': 'slow', **rows}
+  answer = httpx.post(server.url + _PREDICT, json=message)
+  assert answer.status_code == 413, answer.text
+  assert 'holds 7 items, wanted at most 6' in answer.json()['error']
+
+
 def test_a_full_queue(server):
   with futures.ThreadPoolExecutor(20) as pool:
     answers = list(pool.map(lambda _: _slow(server, 0.8), range(20)))

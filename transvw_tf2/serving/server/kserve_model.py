@@ -76,6 +76,7 @@ class BatchingModel(kserve.Model):
       raise request_errors.RequestError(
         'wanted either instances (rows) or inputs (columns) in the request'
       )
+    self._check_count(payload.get('instances', payload.get('inputs')))
     if 'instances' in payload:
       return await self._predict_rows(payload['instances'], signature)
     items = await asyncio.to_thread(
@@ -94,6 +95,12 @@ class BatchingModel(kserve.Model):
         f'the model did not answer within {self._timeout_s:g} s', 504
       ) from error
     return [_explain(one) for one in results]
+
+  def _check_count(self, rows):
+    """Refuses what never fits before it is decoded, which takes longest."""
+    for column in rows.values() if isinstance(rows, dict) else [rows]:
+      if isinstance(column, list):
+        self._queue.check_count(len(column))
 
   async def _predict_rows(self, rows, signature):
     results = await asyncio.to_thread(rest_v1.decode_rows, rows, signature)
