@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from urllib import parse
 
@@ -283,11 +284,28 @@ def _check_grpc_keys(server):
     with pytest.raises(grpc.RpcError) as raised:
       stub.ModelMetadata(ask, metadata=metadata)
     assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
+  _check_silent_call(channel)
   for metadata in (
     (('x-api-key', 'open sesame'),),
     (('authorization', 'Bearer open sesame'),),
   ):
     assert stub.ModelMetadata(ask, metadata=metadata).name == 'transvw'
+
+
+def _wait_for(event):
+  """Yields nothing, once an event is set."""
+  event.wait()
+  yield from ()
+
+
+def _check_silent_call(channel):
+  """Without the key a call ends before its message has come."""
+  never = threading.Event()
+  call = channel.stream_unary('/inference.GRPCInferenceService/ModelMetadata')
+  with pytest.raises(grpc.RpcError) as raised:
+    call(_wait_for(never), timeout=10)
+  never.set()
+  assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.long
