@@ -41,7 +41,7 @@ class BatchingModel(kserve.Model):
       name: in paths and messages.
       model: what the queue runs.
       queue: keys are names of signatures, values items.
-      timeout_s: seconds that a request waits for its answer.
+      timeout_s: seconds that a request of predict waits for its answer.
     """
     super().__init__(name)
     self.model = model
@@ -82,17 +82,28 @@ class BatchingModel(kserve.Model):
     items = await asyncio.to_thread(
       rest_v1.decode_columns, payload['inputs'], signature
     )
-    results = await self.run(signature.name, items)
+    results = await self.run(signature.name, items, self._timeout_s)
     return rest_v1.encode_columns(_all_good(results))
 
-  async def run(self, name: str, items: list) -> list:
-    """Returns the outputs of each item, or what is wrong with it."""
+  async def run(
+    self, name: str, items: list, timeout_s: float | None = None
+  ) -> list:
+    """Returns the outputs of each item, or what is wrong with it.
+
+    Args:
+      name: of the signature.
+      items: its inputs by name, for each item.
+      timeout_s: seconds to wait; None where the caller has a limit of its own.
+
+    Raises:
+      request_errors.RequestError: the queue is full, or the time over.
+    """
     try:
-      async with asyncio.timeout(self._timeout_s):
+      async with asyncio.timeout(timeout_s):
         results = await self._queue.submit(name, items)
     except TimeoutError as error:
       raise request_errors.RequestError(
-        f'the model did not answer within {self._timeout_s:g} s', 504
+        f'the model did not answer within {timeout_s:g} s', 504
       ) from error
     return [_explain(one) for one in results]
 
@@ -106,7 +117,9 @@ class BatchingModel(kserve.Model):
     results = await asyncio.to_thread(rest_v1.decode_rows, rows, signature)
     good = [at for at, one in enumerate(results) if isinstance(one, dict)]
     if good:
-      answers = await self.run(signature.name, [results[at] for at in good])
+      answers = await self.run(
+        signature.name, [results[at] for at in good], self._timeout_s
+      )
       for at, answer in zip(good, answers, strict=True):
         results[at] = answer
     if not any(isinstance(one, dict) for one in results):
@@ -116,7 +129,7 @@ class BatchingModel(kserve.Model):
   async def _predict_v2(self, request):
     signature = self.model.signature(infer_v2.signature_name(request))
     items = await asyncio.to_thread(infer_v2.decode, request, signature)
-    results = await self.run(signature.name, items)
+    results = await self.run(signature.name, items, self._timeout_s)
     return infer_v2.encode(request, self.name, _all_good(results))
 
 
