@@ -94,7 +94,7 @@ def describe(tensors: dict[str, served_model.Tensor]) -> list[dict]:
 
 
 def from_bytes(body: bytes, json_length: str, name: str) -> InferRequest:
-  """Decodes a REST request with binary tensors behind its JSON.
+  """Decodes a REST request, which may have binary tensors behind its JSON.
 
   InferRequest.from_bytes turns the tensors into lists and refuses strings that
   are not text, such as voxels; here they stay as they are.

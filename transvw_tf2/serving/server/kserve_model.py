@@ -146,12 +146,7 @@ class DataPlane(dataplane.DataPlane):
     """
     try:
       if protocol_version == 'v2' and isinstance(body, bytes):
-        length = headers.get(_JSON_LENGTH)
-        if length is None:
-          raise request_errors.RequestError(
-            'the body is neither application/json nor has it the header '
-            'Inference-Header-Content-Length'
-          )
+        length = _json_length(body, headers)
         return infer_v2.from_bytes(body, length, model_name), {}
       if protocol_version == 'v2':
         return super().decode(body, headers, protocol_version, model_name)
@@ -160,7 +155,7 @@ class DataPlane(dataplane.DataPlane):
       raise request_errors.RequestError(str(error)) from error
 
   def _decode_v1(self, body, headers):
-    kind = headers.get('content-type', '').partition(';')[0].strip().lower()
+    kind = _content_type(headers)
     if kind not in _JSON_TYPES:
       raise request_errors.RequestError(
         f'Content-Type is {kind[:80]!r}, wanted application/json', 415
@@ -190,6 +185,23 @@ class FixedRepository(model_repository_extension.ModelRepositoryExtension):
   async def unload(self, model_name: str) -> None:
     """Raises request_errors.RequestError."""
     raise _refuse_repository(model_name)
+
+
+def _content_type(headers):
+  return headers.get('content-type', '').partition(';')[0].strip().lower()
+
+
+def _json_length(body, headers):
+  """Returns the bytes of a V2 body that are JSON, as text of a header."""
+  kind = _content_type(headers)
+  if _JSON_LENGTH in headers:
+    return headers[_JSON_LENGTH]
+  if kind != 'application/json' and not kind.endswith('+json'):
+    raise request_errors.RequestError(
+      'the body is neither application/json nor has it the header '
+      'Inference-Header-Content-Length'
+    )
+  return str(len(body))
 
 
 def _refuse_repository(name):
