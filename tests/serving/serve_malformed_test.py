@@ -213,6 +213,7 @@ def _v2(**changes):
     (_v2(data=[70000] * 192), 'not int16'),
     (_v2(data=[None] * 192), 'something else than numbers'),
     (_v2() | {'outputs': [{'name': 'no'}]}, "'no' is not one of embedding"),
+    (_v2() | {'outputs': [{'name': 'embedding'}] * 2}, 'two outputs'),
     (_v2() | {'parameters': {'signature_name': 'no'}}, 'wanted one of'),
     ({'inputs': _v2()['inputs'] * 2}, 'two inputs'),
   ],

@@ -35,7 +35,10 @@ def decode(
   if len(given) != len(request.inputs):
     raise request_errors.RequestError('two inputs have the same name')
   validation.check_names(given, signature.inputs)
-  for output in request.request_outputs or ():
+  outputs = request.request_outputs or ()
+  if len({one.name for one in outputs}) != len(outputs):
+    raise request_errors.RequestError('two outputs have the same name')
+  for output in outputs:
     if output.name not in signature.outputs:
       raise request_errors.RequestError(
         f'output {output.name[:80]!r} is not one of '
