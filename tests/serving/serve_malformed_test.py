@@ -223,6 +223,18 @@ def test_v2(server, message, reason):
   _refused(answer, 400, reason)
 
 
+@pytest.mark.parametrize('data', [None, 0, 'text', {}])
+def test_v2_strings_without_a_list(server, data):
+  message = {
+    'parameters': {'signature_name': 'embed_bytes'},
+    'inputs': [
+      {'name': 'bytes', 'shape': [1], 'datatype': 'BYTES', 'data': data}
+    ],
+  }
+  answer = httpx.post(server.url + _INFER, json=message)
+  _refused(answer, 400, 'bytes has no list of data')
+
+
 def _binary(head, data=b'', length=None):
   head = head if isinstance(head, bytes) else json.dumps(head).encode()
   length = str(len(head)) if length is None else length

@@ -129,6 +129,8 @@ def from_bytes(body: bytes, json_length: str, name: str) -> InferRequest:
     for one in message['inputs']:
       parameters = one.get('parameters') or {}
       size, raw = parameters.get('binary_data_size'), None
+      if size is None and not isinstance(one.get('data'), list):
+        raise ValueError(f'{one["name"]} has no list of data')
       if size is not None:
         raw = body[start : start + size]
         start += size
