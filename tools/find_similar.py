@@ -249,6 +249,7 @@ def _check_flags() -> None:
     raise errors.UserError(
       f'--output is {_OUTPUT.value}, wanted a file that ends in .png'
     )
+  output_file.check_place(_OUTPUT.value)
 
 
 def main(argv):

@@ -40,12 +40,17 @@ def check_place(path: str) -> None:
   """Checks that a file could be at `path`, before there is anything to write.
 
   Raises:
-    errors.UserError: it is a folder, or in none.
+    errors.UserError: it is a folder, or in none that can be written to.
   """
   folder = os.path.dirname(os.path.abspath(path))
   if os.path.isdir(path) or not os.path.isdir(folder):
     raise errors.UserError(
       f'{path} cannot be written: wanted a file in a folder that exists'
+    )
+  if not os.access(folder, os.W_OK | os.X_OK):
+    raise errors.UserError(
+      f'{path} cannot be written: {folder} is not to be written to, give'
+      ' another folder'
     )
 
 

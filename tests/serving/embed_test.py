@@ -235,3 +235,13 @@ def test_unwritable_output_is_one_line(encoder, tmp_path):
   result = embed.embed_scan(encoder, _scan(_CUBE))
   with pytest.raises(errors.UserError, match='cannot be written'):
     embed.write_npz(str(blocker / 'x.npz'), result)
+
+
+def test_unwritable_output_is_found_before_the_work(tmp_path, monkeypatch):
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match='cannot be written'):
+    embed.embed_file('no', 'no.mhd', str(tmp_path / 'file' / 'x.npz'))
+  # Root may write anywhere, so what the system says is put on.
+  monkeypatch.setattr(os, 'access', lambda *_: False)
+  with pytest.raises(errors.UserError, match='is not to be written to'):
+    embed.embed_file('no', 'no.mhd', str(tmp_path / 'x.npz'))

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from urllib import parse
 
@@ -88,6 +89,21 @@ def test_a_request_that_never_fits(server):
   answer = _slow(server, *[0.0] * 7)
   assert answer.status_code == 413
   assert 'wanted at most 6' in answer.json()['error']
+
+
+@pytest.mark.parametrize(
+  'rows',
+  [
+    {'instances': ['bad'] * 7},
+    {'inputs': ['bad'] * 7},
+    {'inputs': {'seconds': ['bad'] * 7}},
+  ],
+)
+def test_rows_are_counted_before_they_are_decoded(server, rows):
+  message = {'signature_name': 'slow', **rows}
+  answer = httpx.post(server.url + _PREDICT, json=message)
+  assert answer.status_code == 413, answer.text
+  assert 'holds 7 items, wanted at most 6' in answer.json()['error']
 
 
 def test_a_full_queue(server):
@@ -268,11 +284,28 @@ def _check_grpc_keys(server):
     with pytest.raises(grpc.RpcError) as raised:
       stub.ModelMetadata(ask, metadata=metadata)
     assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
+  _check_silent_call(channel)
   for metadata in (
     (('x-api-key', 'open sesame'),),
     (('authorization', 'Bearer open sesame'),),
   ):
     assert stub.ModelMetadata(ask, metadata=metadata).name == 'transvw'
+
+
+def _wait_for(event):
+  """Yields nothing, once an event is set."""
+  event.wait()
+  yield from ()
+
+
+def _check_silent_call(channel):
+  """Without the key a call ends before its message has come."""
+  never = threading.Event()
+  call = channel.stream_unary('/inference.GRPCInferenceService/ModelMetadata')
+  with pytest.raises(grpc.RpcError) as raised:
+    call(_wait_for(never), timeout=10)
+  never.set()
+  assert raised.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
 @pytest.mark.long

@@ -213,6 +213,7 @@ def _v2(**changes):
     (_v2(data=[70000] * 192), 'not int16'),
     (_v2(data=[None] * 192), 'something else than numbers'),
     (_v2() | {'outputs': [{'name': 'no'}]}, "'no' is not one of embedding"),
+    (_v2() | {'outputs': [{'name': 'embedding'}] * 2}, 'two outputs'),
     (_v2() | {'parameters': {'signature_name': 'no'}}, 'wanted one of'),
     ({'inputs': _v2()['inputs'] * 2}, 'two inputs'),
   ],
@@ -220,6 +221,18 @@ def _v2(**changes):
 def test_v2(server, message, reason):
   answer = httpx.post(server.url + _INFER, json=message)
   _refused(answer, 400, reason)
+
+
+@pytest.mark.parametrize('data', [None, 0, 'text', {}])
+def test_v2_strings_without_a_list(server, data):
+  message = {
+    'parameters': {'signature_name': 'embed_bytes'},
+    'inputs': [
+      {'name': 'bytes', 'shape': [1], 'datatype': 'BYTES', 'data': data}
+    ],
+  }
+  answer = httpx.post(server.url + _INFER, json=message)
+  _refused(answer, 400, 'bytes has no list of data')
 
 
 def _binary(head, data=b'', length=None):

@@ -183,6 +183,10 @@ def test_wrong_arguments_are_one_line(tool, folders, tmp_path):
     ({**place, 'scan': 'gone'}, "no embeddings of scan 'gone'"),
     ({**place, 'output': 'a.png'}, '--scans is missing'),
     ({**place, 'output': 'a.csv', 'scans': scans}, r'ends in \.png'),
+    (
+      {**place, 'output': 'no/a.png', 'scans': scans, 'embeddings': 'no'},
+      'in a folder that exists',
+    ),
     ({**place, 'embeddings': str(tmp_path)}, 'cannot be read'),
   ):
     with (

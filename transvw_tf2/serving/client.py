@@ -95,7 +95,9 @@ class Client:
     if parts.scheme not in ('http', 'https') or not parts.hostname:
       raise ValueError(f'url is {url!r}, wanted such as http://127.0.0.1:8501')
     self._parts = parts
-    self._headers = {'Authorization': f'Bearer {api_key}'} if api_key else {}
+    # A key out of a file may end in a new line, which no header holds.
+    key = (api_key or '').strip()
+    self._headers = {'Authorization': f'Bearer {key}'} if key else {}
     self._model = model
     self._timeout_s = timeout_s
     self._retries = retries
@@ -230,9 +232,15 @@ class Client:
         connection.request(
           method, self._parts.path.rstrip('/') + path, file, headers
         )
-      answer = connection.getresponse()
-      names = {name.lower(): value for name, value in answer.getheaders()}
-      return answer.status, names, answer.read()
+      try:
+        answer = connection.getresponse()
+        names = {name.lower(): value for name, value in answer.getheaders()}
+        return answer.status, names, answer.read()
+      except http.client.HTTPException as error:
+        raise ConnectionError(
+          f'{self._parts.hostname} gave no whole answer of HTTP'
+          f' ({type(error).__name__}): is it the port of REST?'
+        ) from error
 
 
 def encode(

@@ -170,12 +170,7 @@ def write_npz(path: str, embedding: ScanEmbedding) -> None:
   Raises:
     errors.UserError: `path` cannot be written.
   """
-  try:
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  except OSError as error:
-    raise errors.UserError(
-      f'output {path!r} cannot be written ({error}): choose another --output'
-    ) from error
+  _make_folder(path)
   # A file object, for np.savez appends .npz to a name without it.
   with output_file.replacing(path) as partial, open(partial, 'wb') as file:
     np.savez(
@@ -184,6 +179,18 @@ def write_npz(path: str, embedding: ScanEmbedding) -> None:
       places=embedding.places,
       mean=embedding.mean,
     )
+
+
+def _make_folder(path: str) -> None:
+  """Makes the folder of a file, and checks that the file can be there."""
+  folder = os.path.dirname(os.path.abspath(path))
+  try:
+    os.makedirs(folder, exist_ok=True)
+  except OSError as error:
+    raise errors.UserError(
+      f'output {path!r} cannot be written ({error}): choose another --output'
+    ) from error
+  output_file.check_place(path)
 
 
 def parse_stride(values: Sequence[str]) -> tuple[int, ...]:
@@ -221,6 +228,7 @@ def embed_file(
     raise errors.UserError(
       f'output {output!r} is a folder, wanted a file: add a name such as x.npz'
     )
+  _make_folder(output)  # before the work of many minutes
   encoder = encoders.load(model, signatures.CUBES)
   hu = reader.read_scan(scan, cube_shape=encoder.shape).hu
   embedding = embed_scan(encoder, hu, stride, batch_size)

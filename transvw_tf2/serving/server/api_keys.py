@@ -66,9 +66,11 @@ class ApiKeyInterceptor(aio.ServerInterceptor):
       headers, self._key
     ):
       return await continuation(handler_call_details)
-    return grpc.unary_unary_rpc_method_handler(_end)
+    # One of a stream runs at once; one of a message would wait for it, and hold
+    # its place for good if none came.
+    return grpc.stream_unary_rpc_method_handler(_end)
 
 
-async def _end(request, context):
-  del request
+async def _end(requests, context):
+  del requests
   await context.abort(grpc.StatusCode.UNAUTHENTICATED, _MESSAGE)

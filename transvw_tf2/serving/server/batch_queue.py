@@ -78,12 +78,7 @@ class BatchQueue:
     Raises:
       request_errors.RequestError: they can never fit (413), or not now (429).
     """
-    if len(values) > self._max_items:
-      raise request_errors.RequestError(
-        f'the request holds {len(values)} items, wanted at most '
-        f'{self._max_items}: send several requests',
-        status=413,
-      )
+    self.check_count(len(values))
     if len(self._waiting) + len(values) > self._max_items:
       _FULL.inc()
       raise request_errors.RequestError(
@@ -106,6 +101,19 @@ class BatchQueue:
       )
       self._count()
       raise
+
+  def check_count(self, count: int) -> None:
+    """Checks that so many items of one request can ever fit.
+
+    Raises:
+      request_errors.RequestError: they cannot (413).
+    """
+    if count > self._max_items:
+      raise request_errors.RequestError(
+        f'the request holds {count} items, wanted at most {self._max_items}: '
+        'send several requests',
+        status=413,
+      )
 
   async def work(self) -> None:
     """Answers items until it is cancelled."""

@@ -35,7 +35,10 @@ def decode(
   if len(given) != len(request.inputs):
     raise request_errors.RequestError('two inputs have the same name')
   validation.check_names(given, signature.inputs)
-  for output in request.request_outputs or ():
+  outputs = request.request_outputs or ()
+  if len({one.name for one in outputs}) != len(outputs):
+    raise request_errors.RequestError('two outputs have the same name')
+  for output in outputs:
     if output.name not in signature.outputs:
       raise request_errors.RequestError(
         f'output {output.name[:80]!r} is not one of '
@@ -94,7 +97,7 @@ def describe(tensors: dict[str, served_model.Tensor]) -> list[dict]:
 
 
 def from_bytes(body: bytes, json_length: str, name: str) -> InferRequest:
-  """Decodes a REST request with binary tensors behind its JSON.
+  """Decodes a REST request, which may have binary tensors behind its JSON.
 
   InferRequest.from_bytes turns the tensors into lists and refuses strings that
   are not text, such as voxels; here they stay as they are.
@@ -126,6 +129,8 @@ def from_bytes(body: bytes, json_length: str, name: str) -> InferRequest:
     for one in message['inputs']:
       parameters = one.get('parameters') or {}
       size, raw = parameters.get('binary_data_size'), None
+      if size is None and not isinstance(one.get('data'), list):
+        raise ValueError(f'{one["name"]} has no list of data')
       if size is not None:
         raw = body[start : start + size]
         start += size

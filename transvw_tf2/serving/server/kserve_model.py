@@ -41,7 +41,7 @@ class BatchingModel(kserve.Model):
       name: in paths and messages.
       model: what the queue runs.
       queue: keys are names of signatures, values items.
-      timeout_s: seconds that a request waits for its answer.
+      timeout_s: seconds that a request of predict waits for its answer.
     """
     super().__init__(name)
     self.model = model
@@ -76,30 +76,50 @@ class BatchingModel(kserve.Model):
       raise request_errors.RequestError(
         'wanted either instances (rows) or inputs (columns) in the request'
       )
+    self._check_count(payload.get('instances', payload.get('inputs')))
     if 'instances' in payload:
       return await self._predict_rows(payload['instances'], signature)
     items = await asyncio.to_thread(
       rest_v1.decode_columns, payload['inputs'], signature
     )
-    results = await self.run(signature.name, items)
+    results = await self.run(signature.name, items, self._timeout_s)
     return rest_v1.encode_columns(_all_good(results))
 
-  async def run(self, name: str, items: list) -> list:
-    """Returns the outputs of each item, or what is wrong with it."""
+  async def run(
+    self, name: str, items: list, timeout_s: float | None = None
+  ) -> list:
+    """Returns the outputs of each item, or what is wrong with it.
+
+    Args:
+      name: of the signature.
+      items: its inputs by name, for each item.
+      timeout_s: seconds to wait; None where the caller has a limit of its own.
+
+    Raises:
+      request_errors.RequestError: the queue is full, or the time over.
+    """
     try:
-      async with asyncio.timeout(self._timeout_s):
+      async with asyncio.timeout(timeout_s):
         results = await self._queue.submit(name, items)
     except TimeoutError as error:
       raise request_errors.RequestError(
-        f'the model did not answer within {self._timeout_s:g} s', 504
+        f'the model did not answer within {timeout_s:g} s', 504
       ) from error
     return [_explain(one) for one in results]
+
+  def _check_count(self, rows):
+    """Refuses what never fits before it is decoded, which takes longest."""
+    for column in rows.values() if isinstance(rows, dict) else [rows]:
+      if isinstance(column, list):
+        self._queue.check_count(len(column))
 
   async def _predict_rows(self, rows, signature):
     results = await asyncio.to_thread(rest_v1.decode_rows, rows, signature)
     good = [at for at, one in enumerate(results) if isinstance(one, dict)]
     if good:
-      answers = await self.run(signature.name, [results[at] for at in good])
+      answers = await self.run(
+        signature.name, [results[at] for at in good], self._timeout_s
+      )
       for at, answer in zip(good, answers, strict=True):
         results[at] = answer
     if not any(isinstance(one, dict) for one in results):
@@ -109,7 +129,7 @@ class BatchingModel(kserve.Model):
   async def _predict_v2(self, request):
     signature = self.model.signature(infer_v2.signature_name(request))
     items = await asyncio.to_thread(infer_v2.decode, request, signature)
-    results = await self.run(signature.name, items)
+    results = await self.run(signature.name, items, self._timeout_s)
     return infer_v2.encode(request, self.name, _all_good(results))
 
 
@@ -126,12 +146,7 @@ class DataPlane(dataplane.DataPlane):
     """
     try:
       if protocol_version == 'v2' and isinstance(body, bytes):
-        length = headers.get(_JSON_LENGTH)
-        if length is None:
-          raise request_errors.RequestError(
-            'the body is neither application/json nor has it the header '
-            'Inference-Header-Content-Length'
-          )
+        length = _json_length(body, headers)
         return infer_v2.from_bytes(body, length, model_name), {}
       if protocol_version == 'v2':
         return super().decode(body, headers, protocol_version, model_name)
@@ -140,7 +155,7 @@ class DataPlane(dataplane.DataPlane):
       raise request_errors.RequestError(str(error)) from error
 
   def _decode_v1(self, body, headers):
-    kind = headers.get('content-type', '').partition(';')[0].strip().lower()
+    kind = _content_type(headers)
     if kind not in _JSON_TYPES:
       raise request_errors.RequestError(
         f'Content-Type is {kind[:80]!r}, wanted application/json', 415
@@ -170,6 +185,23 @@ class FixedRepository(model_repository_extension.ModelRepositoryExtension):
   async def unload(self, model_name: str) -> None:
     """Raises request_errors.RequestError."""
     raise _refuse_repository(model_name)
+
+
+def _content_type(headers):
+  return headers.get('content-type', '').partition(';')[0].strip().lower()
+
+
+def _json_length(body, headers):
+  """Returns the bytes of a V2 body that are JSON, as text of a header."""
+  kind = _content_type(headers)
+  if _JSON_LENGTH in headers:
+    return headers[_JSON_LENGTH]
+  if kind != 'application/json' and not kind.endswith('+json'):
+    raise request_errors.RequestError(
+      'the body is neither application/json nor has it the header '
+      'Inference-Header-Content-Length'
+    )
+  return str(len(body))
 
 
 def _refuse_repository(name):

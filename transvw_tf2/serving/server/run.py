@@ -11,6 +11,7 @@ import fastapi
 import kserve
 from kserve import model_server
 from kserve.protocol.rest import server as rest_server
+from kserve.protocol.rest import v2_endpoints
 import uvicorn
 
 from transvw_tf2 import errors
@@ -122,6 +123,7 @@ def _make_app(data_plane, served, settings):
     return rest_v1.metadata(name, (await data_plane.get_model(name)).model)
 
   model_server.app.include_router(router)
+  model_server.app.include_router(_infer_routes(data_plane))
   # Adds KServe's routes to the same application.
   rest_server.RESTServer(
     '', data_plane, kserve_model.FixedRepository(data_plane.model_registry), 0
@@ -129,6 +131,32 @@ def _make_app(data_plane, served, settings):
   error_answers.add_handlers(model_server.app)
   app = request_limits.RequestLimits(model_server.app, settings)
   return api_keys.ApiKey(app, settings.api_key) if settings.api_key else app
+
+
+def _infer_routes(data_plane):
+  """Returns routes of V2 that decode in a thread.
+
+  KServe's own decode on the event loop, where 2 MB of empty inputs kept all
+  others from an answer for 14 s.
+  """
+  endpoints = v2_endpoints.V2Endpoints(data_plane)
+  router = fastapi.APIRouter(prefix='/v2/models', include_in_schema=False)
+
+  @router.post('/{name}/infer', response_model=None)
+  @router.post('/{name}/versions/{version}/infer', response_model=None)
+  async def infer(
+    name: str,
+    request: fastapi.Request,
+    response: fastapi.Response,
+    version: str | None = None,
+  ):
+    body = await request.body()
+    decoded, _ = await asyncio.to_thread(
+      data_plane.decode, body, request.headers, 'v2', name
+    )
+    return await endpoints.infer(request, response, name, decoded, version)
+
+  return router
 
 
 def _listen(host, port):

@@ -27,6 +27,7 @@ VERB = ':embed_scan'
 _NPZ = 'application/x-npz'
 _NOT_FILES = ('multipart/', 'application/json')
 _AGAIN_S = 0.05  # a queue that is full for a scan is looked at again
+_SILENCE_S = 30.0  # a stalled upload has one of the few places of scans
 _SCANS = prometheus_client.Counter('transvw_scans', 'Scans embedded.')
 
 
@@ -147,7 +148,7 @@ class ScanEndpoint:
     most, received = self._settings.max_scan_mb * settings_lib.MIB, 0
     file = tempfile.TemporaryFile()  # noqa: SIM115, the reader closes it
     try:
-      async for block in request.stream():
+      async for block in _blocks(request):
         received += len(block)
         if received > most:
           raise request_errors.RequestError(
@@ -158,6 +159,22 @@ class ScanEndpoint:
       file.close()
       raise
     return file
+
+
+async def _blocks(request):
+  """Yields the blocks of a body, and refuses one that has stopped to come."""
+  blocks = request.stream()
+  while True:
+    try:
+      async with asyncio.timeout(_SILENCE_S):
+        block = await anext(blocks)
+    except StopAsyncIteration:
+      return
+    except TimeoutError as error:
+      raise request_errors.RequestError(
+        f'nothing of the scan came for {_SILENCE_S:g} s: send it again', 408
+      ) from error
+    yield block
 
 
 def _stride(text, shape):
