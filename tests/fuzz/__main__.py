@@ -67,6 +67,11 @@ def main() -> int:
   args = parser.parse_args()
   known = worker.load_targets()
   names = args.readers or list(known)
+  if missing := sorted(set(names) - set(known)):
+    parser.error(
+      f'no readers {", ".join(missing)} here (those of .pt need PyTorch), only'
+      f' {", ".join(known)}'
+    )
   if args.keep:
     args.readers = names
     return _keep(args, known)
