@@ -19,11 +19,11 @@ from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary
-from transvw_tf2.training import assembly
 from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import gin_files
 from transvw_tf2.training import input_pipeline
+from transvw_tf2.training import loop
 from transvw_tf2.training import reports
 from transvw_tf2.training import step
 from transvw_tf2.training import tasks
@@ -69,7 +69,7 @@ def draw_words(data, patients: int) -> matplotlib.figure.Figure:
 def draw_restoration(data, workdir: str, cubes: int):
   """Draws validation cubes, perturbed and restored by the best weights."""
   model, metadata = checkpoints.load_model(workdir)
-  gin_files.parse([os.path.join(workdir, assembly.OPERATIVE_CONFIG_FILE)])
+  gin_files.parse([os.path.join(workdir, loop.OPERATIVE_CONFIG_FILE)])
   dataset = input_pipeline.make_dataset(data, schema.VALIDATION, cubes)
   batch = next(iter(dataset))
   seed = step.stream_seed(metadata['seed'], step.VALIDATION_STREAM, 0)

@@ -33,7 +33,7 @@ from transvw_tf2.training import reports
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import summary
 
-_CONFIG_FILE = 'operative_config.gin'
+OPERATIVE_CONFIG_FILE = 'operative_config.gin'
 _EXAMPLES_IN_PICTURE = 4
 _EXAMPLES_IN_PROJECTOR = 256
 # A look at the loss waits for the device.
@@ -140,7 +140,7 @@ class _Loop:
     self._reports.write_text('operative_config', config)
     if run.is_chief:
       output_file.write(
-        os.path.join(run.workdir, _CONFIG_FILE), config.encode()
+        os.path.join(run.workdir, OPERATIVE_CONFIG_FILE), config.encode()
       )
 
   def _restore_or_begin(self):
