@@ -17,6 +17,7 @@ with more inits, fractions, seeds or tasks it adds these.
 
 from collections.abc import Iterator
 from concurrent import futures
+import contextlib
 import json
 import multiprocessing
 import os
@@ -112,20 +113,20 @@ def _go_on(plan, wanted) -> None:
   missing = [run for run in wanted if run not in done]
   if len(missing) < len(wanted):
     print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are there')
-  for number, (run, new) in enumerate(
-    _run_all(plan, missing, _PROCESSES.value), 1
-  ):
-    new = pd.DataFrame(new)
-    rows = pd.concat([rows, new], ignore_index=True)
-    rows = rows.sort_values(tables.NETWORK, ignore_index=True)
-    tables.write(path, rows)
-    runs_lib.remove_weights(plan, run)
-    best = tables.measured(new).iloc[0]
-    print(
-      f'[{number}/{len(missing)}] {runs_lib.describe(run)}: {best["metric"]}'
-      f' {best["value"]:.4f} in {new["seconds"].sum():.0f} s',
-      flush=True,
-    )
+  # Closed, or an error here would wait for the trainings that go on.
+  with contextlib.closing(_run_all(plan, missing, _PROCESSES.value)) as results:
+    for number, (run, new) in enumerate(results, 1):
+      new = pd.DataFrame(new)
+      rows = pd.concat([rows, new], ignore_index=True)
+      rows = rows.sort_values(tables.NETWORK, ignore_index=True)
+      tables.write(path, rows)
+      runs_lib.remove_weights(plan, run)
+      best = tables.measured(new).iloc[0]
+      print(
+        f'[{number}/{len(missing)}] {runs_lib.describe(run)}: {best["metric"]}'
+        f' {best["value"]:.4f} in {new["seconds"].sum():.0f} s',
+        flush=True,
+      )
   report(plan, rows)
 
 
@@ -316,7 +317,7 @@ def _run_some(plan, missing, processes):
     # Else an error would wait for the other trainings to end. They go on from
     # their checkpoints the next time.
     for process in multiprocessing.active_children():
-      process.terminate()
+      process.kill()
 
 
 if __name__ == '__main__':

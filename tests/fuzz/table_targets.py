@@ -150,7 +150,7 @@ _released = files_lib.mutate_with({'': _damage_released})
 
 def _write_vocabulary(folder, frame='voxel'):
   words = tuple(
-    vocabulary.Word(word, f'scan{word}', (word, 9, 2 * word))
+    vocabulary.Word(word, f'train{word}', (word, 9, 2 * word))
     for word in range(3)
   )
   instances = [
@@ -159,7 +159,7 @@ def _write_vocabulary(folder, frame='voxel'):
       word=word.word,
       rank=rank,
       resolution=resolution,
-      scan_id=f'scan{(word.word + rank) % 3}',
+      scan_id=f'{split}{(word.word + rank) % 3}',
       origin=word.place,
       size=(64, 64, 32),
       distance=0.1 * rank,

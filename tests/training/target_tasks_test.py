@@ -22,6 +22,7 @@ from transvw_tf2.training import gin_files
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import label_fraction
 from transvw_tf2.training import loop
+from transvw_tf2.training import schedules
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import target_tasks
 
@@ -199,9 +200,12 @@ def test_learns_to_segment(data_dir, tmp_path):
     task=functools.partial(_segmentation, mirror='xy'),
     epochs=14,
     learning_rate=1e-2,
+    # So few steps: otherwise validation hangs on the seed.
+    schedule=lambda: schedules.CosineDecay(14),
+    batch_norm_momentum=0.8,
   )
   assert rows[-1]['train/loss'] < 0.5 * rows[0]['train/loss']
-  assert max(row['validation/iou'] for row in rows) > 0.5
+  assert rows[-1]['validation/iou'] > 0.7
 
 
 @pytest.mark.parametrize(

@@ -326,6 +326,7 @@ def test_the_command_in_the_folder(tmp_path):
     cwd=os.path.join(_ROOT, 'beam_jobs'),
     capture_output=True,
     text=True,
+    encoding='utf-8',  # a bar of progress on a slow machine
     stdin=subprocess.DEVNULL,
     check=False,
   )
