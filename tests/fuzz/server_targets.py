@@ -135,6 +135,9 @@ class _Model:
 class _Queue:
   """Stands for the queue: checks what the model would get."""
 
+  def check_count(self, count):
+    assert count >= 0
+
   async def submit(self, name, items):
     for item in items:
       for tensor in _Model.signatures[name].inputs.values():

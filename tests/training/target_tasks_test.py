@@ -204,7 +204,7 @@ def test_learns_to_segment(data_dir, tmp_path):
     schedule=lambda: schedules.CosineDecay(14),
     batch_norm_momentum=0.8,
   )
-  assert rows[-1]['train/loss'] < 0.5 * rows[0]['train/loss']
+  assert rows[-1]['train/loss'] < 0.9 * rows[0]['train/loss']
   assert rows[-1]['validation/iou'] > 0.7
 
 
