@@ -202,7 +202,7 @@ def test_a_task_is_added_with_parameters_of_its_own(
   study, data_dir, tmp_path, monkeypatch
 ):
   module = sys.modules['tools.transfer_study']
-  monkeypatch.setattr(module, '_run_all', lambda *_: [])
+  monkeypatch.setattr(module, '_run_all', lambda *_: (_ for _ in ()))
   monkeypatch.setattr(module, 'report', lambda *_: None)
   study()
   own = 'more:train.epochs = 3'
@@ -229,7 +229,7 @@ def test_a_learning_rate_given_twice_is_tried_once(
   study, tmp_path, monkeypatch
 ):
   module = sys.modules['tools.transfer_study']
-  monkeypatch.setattr(module, '_run_all', lambda *_: [])
+  monkeypatch.setattr(module, '_run_all', lambda *_: (_ for _ in ()))
   monkeypatch.setattr(module, 'report', lambda *_: None)
   study(learning_rates=['boxes=1e-3,0.001,1e-2'])
   settings = json.loads((tmp_path / 'study' / 'study.json').read_text())
