@@ -27,7 +27,8 @@ class Row:
   """A row of the table.
 
   Attributes:
-    scan: path of the scan, relative to the folder of the table.
+    scan: path of the scan, relative to the folder of the table where it is
+      below it.
     split: of the scan.
     label: name of the class, '' with a mask.
     mask: path of the mask, '' without.
@@ -79,7 +80,7 @@ def read(folder: str, classes: Sequence[str] = ()) -> Table:
       columns = table.fieldnames or ()
       kind = _kind(path, columns)
       for row in table:
-        rows.append(_parse(row, kind, classes))
+        rows.append(_parse(row, kind, classes, folder))
     # Text that is not UTF-8 is a ValueError too.
     except (ValueError, csv.Error) as error:
       raise errors.UserError(
@@ -108,7 +109,7 @@ def _kind(path, columns) -> str:
   return kinds[0]
 
 
-def _parse(row, kind, classes) -> Row:
+def _parse(row, kind, classes, folder) -> Row:
   if None in row or None in row.values():
     raise ValueError('it has not as many values as the header')
   for name in _COLUMNS[kind]:
@@ -122,13 +123,12 @@ def _parse(row, kind, classes) -> Row:
     place = tuple(float(row[axis]) for axis in 'xyz')
     if not all(map(math.isfinite, place)):
       raise ValueError(f'place is {place}, wanted finite mm')
+  if '://' in row['scan']:
+    raise ValueError(f'scan is {row["scan"]}, an address; wanted a path')
   # One name for a scan, or it could be in two splits.
   scan = os.path.normpath(row['scan'].strip())
-  if os.path.isabs(scan) or '://' in row['scan']:
-    raise ValueError(
-      f'scan is {row["scan"]}, wanted a path relative to the folder of the'
-      ' table'
-    )
+  if os.path.isabs(scan) and scan.startswith(os.path.abspath(folder) + os.sep):
+    scan = os.path.relpath(scan, os.path.abspath(folder))
   return Row(
     scan=scan,
     split=row.get('split', '').strip(),

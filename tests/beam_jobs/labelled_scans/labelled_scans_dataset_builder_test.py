@@ -161,10 +161,9 @@ def test_one_of_two_tasks_fits_the_table(folder, tmp_path):
       ],
       '2 rows of a at 1.0 2.0 3.0 mm, wanted one',
     ),
-    ([['scan', 'label'], ['/b/a', 'x']], 'line 2: scan is /b/a, wanted a path'),
     (
       [['scan', 'label'], ['s3://b/a', 'x']],
-      'line 2: scan is s3://b/a, wanted',
+      'line 2: scan is s3://b/a, an address',
     ),
     ([['scan', 'label', 'label'], ['a', 'x', 'y']], 'has the columns'),
   ],
@@ -233,3 +232,13 @@ def test_scans_are_divided_by_name_alone():
   for count, want in ((1, {'train'}), (2, {'train', 'validation'})):
     assert set(label_table.divide(names[:count]).values()) == want
   assert len(set(label_table.divide(names[:3]).values())) == 3
+
+
+def test_an_absolute_path_is_the_same_scan(tmp_path):
+  inside, outside = str(tmp_path / 'a'), '/elsewhere/b'
+  _write(tmp_path, [['scan', 'label'], [inside, 'x'], [outside, 'y']])
+  table = label_table.read(str(tmp_path))
+  assert [row.scan for row in table.rows] == [outside, 'a']
+  _write(tmp_path, [['scan', 'label'], ['a', 'x'], [inside, 'y']])
+  with pytest.raises(errors.UserError, match='2 rows of a, wanted one'):
+    label_table.read(str(tmp_path))
