@@ -71,11 +71,11 @@ class OneBuild:
 
     TFDS goes by the name of a config alone.
     """
-    path = os.path.join(folder, _FIELDS_FILE)
-    if not os.path.exists(path):
-      return
-    with open(path, encoding='utf-8') as file:
-      built = json.load(file)
+    try:
+      with open(os.path.join(folder, _FIELDS_FILE), encoding='utf-8') as file:
+        built = json.load(file)
+    except (OSError, ValueError):
+      return  # built before there was such a file, or it is damaged
     for name, now in self._fields().items():
       if name in built and built[name] != now:
         raise errors.UserError(
