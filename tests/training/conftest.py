@@ -14,3 +14,10 @@ def _data_dir(tmp_path_factory):
 @pytest.fixture(name='strategy', scope='module')
 def _strategy():
   return tf.distribute.MirroredStrategy(['/cpu:0'])
+
+
+@pytest.fixture(name='run', scope='module')
+def _run(tmp_path_factory, strategy, data_dir):
+  """A run of three epochs that nothing disturbed: its workdir and history."""
+  workdir = tmp_path_factory.mktemp('run')
+  return workdir, tiny_data.train(workdir, strategy, data_dir, epochs=3)

@@ -12,6 +12,8 @@ import tensorflow_datasets as tfds
 from transvw_tf2 import models
 from transvw_tf2.perturb import random_numbers
 from transvw_tf2.training import built_data
+from transvw_tf2.training import checkpoints
+from transvw_tf2.training import loop
 from transvw_tf2.training import settings as settings_lib
 from transvw_tf2.training import tasks
 
@@ -217,3 +219,20 @@ def make_settings(data_dir: str, **settings) -> settings_lib.Settings:
       | settings
     )
   )
+
+
+def train(workdir, strategy, data_dir, **settings) -> list[dict]:
+  """Trains with `make_settings`; returns the rows of the history."""
+  return loop.train(str(workdir), strategy, make_settings(data_dir, **settings))
+
+
+def load_weights(workdir, which='latest') -> list[np.ndarray]:
+  """Returns the weights of a checkpoint of a run."""
+  model, _ = checkpoints.load_model(str(workdir), which)
+  return [variable.numpy() for variable in model.variables]
+
+
+def assert_equal(one, other) -> None:
+  """Compares the arrays of two lists bit by bit."""
+  for first, second in zip(one, other, strict=True):
+    np.testing.assert_array_equal(first, second)
