@@ -8,6 +8,7 @@ import pytest
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2.models import torch_variant
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.serving import encoders
@@ -144,6 +145,15 @@ def test_unequal_parts_are_refused(model, tmp_path):
       cube_shape=_CUBE,
       pooling_grid=(4, 1, 1),
     )
+  assert not os.listdir(tmp_path)
+
+
+def test_a_network_whose_cubes_depend_on_their_batch_is_refused(tmp_path):
+  model = torch_variant.TorchVisualWordNet(
+    3, base_filters=2, depth=3, batch_statistics=True
+  )
+  with pytest.raises(errors.UserError, match='load it with batch_statistics=F'):
+    export.export_encoder(model, str(tmp_path / 'model'), {}, cube_shape=_CUBE)
   assert not os.listdir(tmp_path)
 
 

@@ -93,8 +93,8 @@ def export_encoder(
 
   Raises:
     errors.UserError: `output` exists and is not to be replaced, or it cannot be
-      written, or the network lacks what a head gives, or the parts are not
-      equal.
+      written, or the network lacks what a head gives, the parts are not
+      equal, or the network normalises by the statistics of a batch.
   """
   described = {
     'cube_shape': list(cube_shape),
@@ -154,6 +154,16 @@ def export_thumbnail_encoder(
   )
 
 
+def _check_independent(model):
+  # A server joins the requests of many into a batch.
+  if getattr(model, 'batch_statistics', False):
+    raise errors.UserError(
+      'the network normalises by the statistics of the batch'
+      ' (batch_statistics), so that what it says of a cube would depend on the'
+      ' cubes beside it: load it with batch_statistics=False'
+    )
+
+
 def _check_heads(model, shape, heads):
   outputs = functions_lib.output_names(model, shape)
   for head in heads:
@@ -191,6 +201,7 @@ def _export(
   """Writes the signatures of a network, and its description."""
   output = os.path.abspath(output)
   check_output(output, overwrite)
+  _check_independent(model)
   _check_heads(model, shape, heads)
   _check_grid(model, shape, pooling_grid)
   if not model.built:
@@ -202,7 +213,7 @@ def _export(
   module = tf.Module()
   # What is tracked is written: of the network only what the signatures read.
   module.weights = _read_variables(folded, functions)
-  if volumes == signatures.CUBES and functions_lib.can_share(folded, shape):
+  if volumes == signatures.CUBES and functions_lib.can_share(shape):
     windows = functions_lib.make_windows(folded, shape, pooling_grid)
     setattr(module, signatures.EMBED_WINDOWS, windows)
   metadata = {
@@ -254,9 +265,7 @@ def _fold_copy(model, precision):
   copy = type(model).from_config(config)
   copy.build((None, None, None, None, 1))
   copy.set_weights(model.get_weights())
-  # Only moving statistics are known before the batch is.
-  if not getattr(model, 'batch_statistics', False):
-    blocks.fold(copy)
+  blocks.fold(copy)
   return copy
 
 

@@ -70,13 +70,9 @@ def make_functions(
   }
 
 
-def can_share(model: keras.Model, shape: Sequence[int]) -> bool:
+def can_share(shape: Sequence[int]) -> bool:
   """Returns whether overlapping cubes of a shape have anything in common."""
-  # With statistics of the batch even their insides differ.
-  return (
-    not getattr(model, 'batch_statistics', False)
-    and min(shape) >= sliding_windows.LEAST_SIDE
-  )
+  return min(shape) >= sliding_windows.LEAST_SIDE
 
 
 def make_windows(
@@ -85,7 +81,7 @@ def make_windows(
   """Returns the function signatures.EMBED_WINDOWS.
 
   Args:
-    model: a built network with an encoder that `can_share`.
+    model: a built network with an encoder; the shape has to `can_share`.
     shape: voxels of a cube along x, y and z.
     pooling_grid: see `export.export_encoder`.
   """
