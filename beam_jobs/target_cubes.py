@@ -122,6 +122,12 @@ def find_and_cut(
     'number': np.array([one.number for one in found.cubes], np.int64),
     'origin': np.array([one.box.origin for one in found.cubes], np.int32),
     'size': np.array([one.box.size for one in found.cubes], np.int32),
+    'place': np.array(
+      [
+        one.point or scan.geometry.voxel_to_world(one.box.middle)
+        for one in found.cubes
+      ]
+    ),
     'spacing': np.array(scan.geometry.spacing, np.float32),
   }
   for place, one in enumerate(found.cubes):
@@ -261,6 +267,7 @@ def read_examples(
         'scan_id': scan_id,
         'origin': arrays['origin'][place],
         'size': arrays['size'][place],
+        'place': arrays['place'][place],
         'spacing': arrays['spacing'],
       }
       if 'mask' in arrays:
@@ -302,6 +309,10 @@ def make_features(
       # The box in the scan, voxels [x, y, z]; it may reach beyond the scan.
       'origin': tfds.features.Tensor(shape=(3,), dtype=np.int32),
       'size': tfds.features.Tensor(shape=(3,), dtype=np.int32),
+      # World mm (LPS) of what has the label, or else of the middle of the box.
+      'place': tfds.features.Tensor(
+        shape=(3,), dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+      ),
       # mm between voxels of the scan, [x, y, z].
       'spacing': tfds.features.Tensor(shape=(3,), dtype=np.float32),
     }

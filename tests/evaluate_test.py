@@ -66,7 +66,7 @@ def test_classes_equal_scikit_learn(runs, data_dir, tmp_path):
     rows = list(csv.DictReader(file))
   assert len(rows) == 10
   # By the network itself, all cubes at once.
-  data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id'))
+  data = built_data.open_data(data_dir, ('cube', 'label', 'scan_id', 'place'))
   (batch,) = input_pipeline.make_dataset(data, 'test', 10)
   model, _ = checkpoints.load_model(str(runs / 'classes'))
   scores = model(batch['cube'])['probabilities'].numpy()
@@ -74,6 +74,8 @@ def test_classes_equal_scikit_learn(runs, data_dir, tmp_path):
     [float(row['box']) for row in rows], scores[:, 1], rtol=1e-4, atol=1e-6
   )
   assert [row['label'] == 'box' for row in rows] == list(batch['label'] == 1)
+  places = [[float(row[axis]) for axis in 'xyz'] for row in rows]
+  np.testing.assert_array_equal(places, batch['place'])
   want = sklearn_metrics.roc_auc_score(batch['label'], scores[:, 1])
   assert found['auc'].value == pytest.approx(want)
   assert found['auc'].low <= found['auc'].value <= found['auc'].high
@@ -84,6 +86,17 @@ def test_classes_equal_scikit_learn(runs, data_dir, tmp_path):
   assert (written['checkpoint'], written['neighbours']) == ('best', None)
   with Image.open(output / 'roc.png') as picture:
     assert min(picture.size) > 300
+
+
+def test_data_without_places_have_predictions_without(runs, tmp_path):
+  data_dir = tiny_data.write_targets(tmp_path, places=False)
+  output = tmp_path / 'report'
+  evaluation_report.evaluate(
+    str(runs / 'classes'), data_dir, str(output), resamples=0
+  )
+  with open(output / 'predictions.csv', encoding='utf-8') as file:
+    header = next(csv.reader(file))
+  assert header == ['scan_id', 'label', 'empty', 'box']
 
 
 def test_the_command_prints_the_metrics(runs, data_dir, tmp_path):

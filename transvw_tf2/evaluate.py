@@ -6,8 +6,8 @@ Commands:
       --probe neighbours --output REPORT
 
 The second classifies by the embeddings of any network, trained for the task or
-not. REPORT gets metrics.json, predictions.csv and a picture: roc.png or
-overlays.png.
+not. REPORT gets metrics.json and a picture, roc.png or overlays.png, and of
+classes predictions.csv, with the place of each example in world mm (LPS).
 """
 
 from absl import flags

@@ -86,8 +86,11 @@ def _are_names(classes) -> bool:
 class Builder(target_builder.TargetBuilder):
   """Cuts the cubes of your own target task."""
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar = {'1.0.0': 'Initial release.'}
+  VERSION = tfds.core.Version('1.1.0')
+  RELEASE_NOTES: ClassVar = {
+    '1.0.0': 'Initial release.',
+    '1.1.0': 'Where in the scan each cube lies, as `place`.',
+  }
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   --manual_dir holds labels.csv and the scans that it names, with the columns
   scan,label or scan,mask or scan,x,y,z,label, and split if you like.

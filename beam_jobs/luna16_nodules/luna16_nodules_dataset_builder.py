@@ -76,8 +76,11 @@ class BuilderConfig(target_builder.TargetConfig):
 class Builder(target_builder.TargetBuilder):
   """Cuts the cubes of a target task out of LUNA16."""
 
-  VERSION = tfds.core.Version('1.0.0')
-  RELEASE_NOTES: ClassVar = {'1.0.0': 'Initial release.'}
+  VERSION = tfds.core.Version('1.1.0')
+  RELEASE_NOTES: ClassVar = {
+    '1.0.0': 'Initial release.',
+    '1.1.0': 'Where in the scan each cube lies, as `place`.',
+  }
   MANUAL_DOWNLOAD_INSTRUCTIONS = """
   --manual_dir is LUNA16 from https://luna16.grand-challenge.org/Download/:
   subset0/ .. subset9/ with {SeriesInstanceUID}.mhd and .raw, and beside them

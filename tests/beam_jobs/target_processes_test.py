@@ -45,7 +45,7 @@ def _build(builder, config, scans, data_dir, *more):
     check=False,
   )
   assert done.returncode == 0, done.stderr[-2000:]
-  folder = data_dir / builder / config['name'] / '1.0.0'
+  folder = data_dir / builder / config['name'] / '1.1.0'
   return {
     path.name: hashlib.sha256(path.read_bytes()).hexdigest()
     for path in folder.iterdir()

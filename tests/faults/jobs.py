@@ -147,7 +147,7 @@ def make_discovery(scans: str, **more) -> Job:
   )
 
 
-def _make_build(builder, scans, config) -> Job:
+def _make_build(builder, version, scans, config) -> Job:
   def folder(output):
     return os.path.join(output, builder, config['name'])
 
@@ -160,16 +160,16 @@ def _make_build(builder, scans, config) -> Job:
     ):
       tfds.load(name, split='train', data_dir=output, download=False)
     with pytest.raises(OSError, match='Could not read dataset info'):
-      tfds.builder_from_directory(os.path.join(folder(output), '1.0.0'))
+      tfds.builder_from_directory(os.path.join(folder(output), version))
     with pytest.raises(errors.UserError, match=r'does not exist|no data set'):
       built_data.open_data(output)
 
   def read(output):
     # Nor anything of runs before.
-    assert os.listdir(folder(output)) == ['1.0.0']
-    found = _read_files(os.path.join(folder(output), '1.0.0'))
+    assert os.listdir(folder(output)) == [version]
+    found = _read_files(os.path.join(folder(output), version))
     splits = tfds.builder_from_directory(
-      os.path.join(folder(output), '1.0.0')
+      os.path.join(folder(output), version)
     ).info.splits
     assert splits['train'].num_examples > 0
     return found
@@ -187,14 +187,14 @@ def _make_build(builder, scans, config) -> Job:
     ],
     read=read,
     check_refused=check_refused,
-    whole=lambda output: os.path.join(folder(output), '1.0.0'),
+    whole=lambda output: os.path.join(folder(output), version),
   )
 
 
 def make_words_build(scans: str, **more) -> Job:
   """Returns the build of cubes with words."""
   config = {'name': 'tiny', **_WORDS, **more}
-  return _make_build('transvw_luna16', scans, config)
+  return _make_build('transvw_luna16', '1.0.0', scans, config)
 
 
 def make_nodules_build(scans: str) -> Job:
@@ -204,7 +204,7 @@ def make_nodules_build(scans: str) -> Job:
     'task': 'nodule_segmentation',
     'cube_shape': [16, 16, 8],
   }
-  return _make_build('luna16_nodules', scans, config)
+  return _make_build('luna16_nodules', '1.1.0', scans, config)
 
 
 def make_training(data: str) -> Job:

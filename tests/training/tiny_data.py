@@ -102,16 +102,18 @@ def make_volume(dtype) -> tfds.features.Tensor:
   )
 
 
-def write_targets(folder) -> str:
-  """Writes cubes with a bright box or none: label, mask and patient."""
-  features = tfds.features.FeaturesDict(
-    {
-      'cube': make_volume(np.int16),
-      'mask': make_volume(np.uint8),
-      'label': tfds.features.ClassLabel(names=['empty', 'box']),
-      'scan_id': tfds.features.Text(),
-    }
-  )
+def write_targets(folder, places=True) -> str:
+  """Writes cubes with a bright box or none: label, mask, patient and place."""
+  features = {
+    'cube': make_volume(np.int16),
+    'mask': make_volume(np.uint8),
+    'label': tfds.features.ClassLabel(names=['empty', 'box']),
+    'scan_id': tfds.features.Text(),
+  }
+  if places:
+    features['place'] = tfds.features.Tensor(
+      shape=(3,), dtype=np.float64, encoding=tfds.features.Encoding.BYTES
+    )
   splits = {}
   for split, count, seed in (
     ('train', 24, 1),
@@ -132,6 +134,9 @@ def write_targets(folder) -> str:
       'label': label,
       'scan_id': [f'{split}.{one // 2 % 6}' for one in range(count)],
     }
+    if places:
+      splits[split]['place'] = rng.normal(scale=100, size=(count, 3))
+  features = tfds.features.FeaturesDict(features)
   return write_splits(folder, 'tiny_targets', splits, features, 2)
 
 

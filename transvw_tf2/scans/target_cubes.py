@@ -32,6 +32,11 @@ class Box:
   origin: tuple[int, int, int]
   size: tuple[int, int, int]
 
+  @property
+  def middle(self) -> np.ndarray:
+    """The middle of the box, float (3,) continuous voxels [x, y, z]."""
+    return np.array(self.origin) + (np.array(self.size) - 1) / 2
+
 
 @dataclasses.dataclass(frozen=True)
 class CubeSize:

@@ -34,11 +34,13 @@ class Target:
     number: of the cube among those of its scan.
     box: in the scan.
     label: number of its class; 0 where a mask is the label.
+    point: that has the label, world mm (LPS); None where it is not a point.
   """
 
   number: int
   box: target_cubes.Box
   label: int = 0
+  point: Point | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +84,7 @@ class AroundPoints:
       voxel = scan.geometry.world_to_voxel(point)
       if target_cubes.holds(scan.geometry, voxel):
         box = self.cube.box_around(scan.geometry, voxel)
-        found.cubes.append(Target(number, box, label))
+        found.cubes.append(Target(number, box, label, point))
       else:
         found.rejected.append((OUTSIDE, describe_point(point, voxel)))
     return found

@@ -27,6 +27,8 @@ PROBES = (NEIGHBOURS, LINEAR)
 FALSE_POSITIVES = (0.125, 0.25, 0.5, 1, 2, 4, 8)
 
 _CONFIDENCE = 0.95
+# A feature that data sets need not have.
+_PLACE = 'place'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +42,8 @@ class Predictions:
     counts: float (N, 10, 2, 2), voxels by threshold, mask and prediction; or
       None.
     pictures: float (n, X, Y, Z) by title, of the first examples.
+    places: float (N, 3), world mm (LPS) of the examples; None where the data
+      set does not tell.
   """
 
   scan_ids: Sequence[str]
@@ -47,6 +51,7 @@ class Predictions:
   probabilities: np.ndarray | None = None
   counts: np.ndarray | None = None
   pictures: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+  places: np.ndarray | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +67,16 @@ class Metric:
 
 
 def open_data(data_dir: str, kind: str) -> built_data.Data:
-  """Opens the data of a target task with the patients of its examples.
+  """Opens the data of a target task with patients and places of its examples.
 
   Args:
     data_dir: see `built_data.find_data_dir`.
     kind: 'label' or 'mask'.
   """
-  return built_data.open_data(data_dir, ('cube', kind, 'scan_id'))
+  data = built_data.open_data(data_dir, ('cube', kind, 'scan_id'))
+  if _PLACE not in data.builder.info.features:
+    return data
+  return dataclasses.replace(data, features=(*data.features, _PLACE))
 
 
 def predict_classes(
@@ -161,10 +169,9 @@ def probe_classes(
     last = neighbors.KNeighborsClassifier(count, weights='distance')
   classifier = pipeline.make_pipeline(preprocessing.StandardScaler(), last)
   classifier.fit(train['embedding'], train['label'])
+  embedding = rows[split].pop('embedding')
   return Predictions(
-    scan_ids=rows[split]['scan_ids'],
-    label=rows[split]['label'],
-    probabilities=classifier.predict_proba(rows[split]['embedding']),
+    probabilities=classifier.predict_proba(embedding), **rows[split]
   )
 
 
@@ -254,13 +261,19 @@ def sensitivities(
 
 
 def _run(data, split, batch_size, function: Callable) -> dict:
-  """Returns arrays (N, ...) of what a function makes of the batches."""
+  """Returns what a function makes of the batches, and whose examples they are.
+
+  All are arrays (N, ...) by the names of `Predictions`.
+  """
   rows, scan_ids = {}, []
   dataset = input_pipeline.make_dataset(data, split, batch_size, in_order=True)
   size = data.size(split)
   with damaged_data.explain(data, split):
     for batch in tqdm.tqdm(dataset, desc=split, disable=None, leave=False):
-      for name, value in function(batch).items():
+      found = function(batch)
+      if _PLACE in batch:
+        found['places'] = batch[_PLACE]
+      for name, value in found.items():
         rows.setdefault(name, []).append(np.asarray(value))
       scan_ids += [one.decode() for one in batch['scan_id'].numpy()]
   # What filled the last batch goes.

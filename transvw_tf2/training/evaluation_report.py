@@ -155,12 +155,18 @@ def _write_predictions(output, found, classes) -> None:
     open(partial, 'w', newline='', encoding='utf-8') as file,
   ):
     rows = csv.writer(file, lineterminator='\n')
-    rows.writerow(['scan_id', 'label', *classes])
-    for scan_id, label, scores in zip(
-      found.scan_ids, found.label, found.probabilities, strict=True
+    axes, places = 'xyz', found.places
+    if places is None:
+      axes, places = '', [()] * len(found.scan_ids)
+    rows.writerow(['scan_id', *axes, 'label', *classes])
+    for scan_id, place, label, scores in zip(
+      found.scan_ids, places, found.label, found.probabilities, strict=True
     ):
       rows.writerow(
-        [scan_id, classes[label], *(f'{score:.6g}' for score in scores)]
+        [
+          *(scan_id, *place, classes[label]),
+          *(f'{score:.6g}' for score in scores),
+        ]
       )
 
 

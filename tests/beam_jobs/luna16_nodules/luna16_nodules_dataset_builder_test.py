@@ -130,8 +130,12 @@ def test_candidates(folder, tmp_path, capsys):
     'unknown_seriesuid',
   ]
   scans = {one.scan_id: one.path for one in luna16.find_scans(folder)}
+  with open(folder / 'candidates_V2.csv', encoding='utf-8') as file:
+    candidates = [tuple(row.values()) for row in csv.DictReader(file)]
   for example in _examples(builder, 'train'):
     scan_id = example['scan_id'].decode()
+    place = tuple(map(str, example['place'].tolist()))
+    assert (scan_id, *place, str(example['label'])) in candidates
     hu = sitk.GetArrayFromImage(sitk.ReadImage(scans[scan_id])).T
     padded = np.pad(hu, 16, constant_values=-1000)
     x, y, z = example['origin'] + 16
@@ -248,7 +252,12 @@ def test_lungs(folder, tmp_path, capsys):
     path = os.path.join(
       folder, 'seg-lungs-LUNA16', f'{example["scan_id"].decode()}.mhd'
     )
-    values = sitk.GetArrayFromImage(sitk.ReadImage(path)).T
+    image = sitk.ReadImage(path)
+    middle = example['origin'] + (example['size'] - 1) / 2
+    np.testing.assert_allclose(
+      example['place'], image.TransformContinuousIndexToPhysicalPoint(middle)
+    )
+    values = sitk.GetArrayFromImage(image).T
     lungs = np.pad(np.isin(values, (3, 4)), 16)
     x, y, z = example['origin'] + 16
     want = lungs[x : x + 16, y : y + 16, z : z + 8]
@@ -366,7 +375,7 @@ def test_plain_build_makes_what_it_can_with_any_number_of_processes(
   assert done.returncode == 0, done.stderr
   assert 'nodule_segmentation is left out: no annotations.csv' in done.stdout
   one = tmp_path / 'one' / 'luna16_nodules'
-  assert not os.path.exists(one / 'nodule_segmentation' / '1.0.0')
+  assert not os.path.exists(one / 'nodule_segmentation' / '1.1.0')
   done = _run_tfds(
     *('build', 'luna16_nodules', '--imports=beam_jobs.luna16_nodules'),
     f'--manual_dir={partial}',
@@ -378,8 +387,8 @@ def test_plain_build_makes_what_it_can_with_any_number_of_processes(
   assert done.returncode == 0, done.stderr
   two = tmp_path / 'two' / 'luna16_nodules'
   for task in ('false_positive_reduction', 'lung_segmentation'):
-    found = _hashes(one / task / '1.0.0')
-    assert found == _hashes(two / task / '1.0.0')
+    found = _hashes(one / task / '1.1.0')
+    assert found == _hashes(two / task / '1.1.0')
     assert 'rejected.csv' in found
   # Asked for by name, it is an error.
   done = _run_tfds(
