@@ -53,7 +53,7 @@ def test_two_replicas_equal_one(data_dir, tmp_path):
 
 
 @pytest.mark.long
-def test_compiled_replicas_stay_together(data_dir, tmp_path):
+def test_compiled_replicas_learn(data_dir, tmp_path):
   done = _train(
     tmp_path,
     data_dir,

@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 
+import gin
 import pytest
 
 from tests.training import tiny_data
@@ -22,6 +23,12 @@ _SMALL = (
 @pytest.fixture(scope='module', name='data_dir')
 def _data_dir(tmp_path_factory):
   return tiny_data.write_targets(tmp_path_factory.mktemp('targets'))
+
+
+@pytest.fixture(autouse=True)
+def _clear_gin():
+  yield
+  gin.clear_config()
 
 
 @pytest.mark.long
@@ -47,6 +54,32 @@ def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
   assert found['epochs'] == wanted['epochs'] == 2
   assert found['value'] == pytest.approx(wanted['value'], abs=0.02)
   assert 'resuming after epoch 1' in capsys.readouterr().out
+
+
+class _BegunError(Exception):
+  pass
+
+
+def test_a_run_has_its_start_its_labels_and_its_seed(
+  data_dir, tmp_path, monkeypatch
+):
+  def begin(workdir, strategy, settings):
+    del workdir, strategy
+    raise _BegunError(
+      settings.start_from, settings.label_fraction, settings.seed
+    )
+
+  monkeypatch.setattr(runs_lib.loop, 'train', begin)
+  plan = runs_lib.Plan(
+    tasks={'boxes': runs_lib.open_task(data_dir)},
+    starts={'words': '/pretrained'},
+    parameters=_SMALL,
+    folder=str(tmp_path),
+  )
+  for init, start in (('words', '/pretrained'), (runs_lib.SCRATCH, '')):
+    with pytest.raises(_BegunError) as begun:
+      runs_lib.train_and_measure(plan, runs_lib.Run('boxes', init, 0.5, 7))
+    assert begun.value.args == (start, 0.5, 7)
 
 
 def test_parameters_of_a_task_come_last():

@@ -271,6 +271,14 @@ def test_a_crop_that_the_network_cannot_take_is_refused(
   assert not (tmp_path / 'run').exists()
 
 
+def test_channels_are_kept_different(run, tmp_path, strategy, data_dir):
+  rows = tiny_data.train(
+    tmp_path, strategy, data_dir, epochs=1, decorrelation_weight=1.0
+  )
+  # Of the weights, which the penalty pulls elsewhere.
+  assert rows[0]['validation/loss'] != run[1][0]['validation/loss']
+
+
 def test_trains_and_validates_on_parts(tmp_path, strategy, data_dir):
   shapes = set()
 

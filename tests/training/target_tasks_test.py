@@ -208,6 +208,26 @@ def test_learns_to_segment(data_dir, tmp_path):
   assert rows[-1]['validation/iou'] > 0.7
 
 
+def test_cubes_are_augmented_in_training_alone(data_dir, tmp_path):
+  sides = []
+
+  class Halves(target_tasks.Classification):
+    def augment(self, batch, seeds):
+      del seeds
+      return {**batch, 'cube': batch['cube'][:, :8]}
+
+    def losses(self, outputs, batch, inputs):
+      sides.append(inputs.shape[1])
+      return super().losses(outputs, batch, inputs)
+
+  task = functools.partial(
+    Halves, functools.partial(models.build_classifier, **_SIZES)
+  )
+  _train(tmp_path, data_dir, task=task, epochs=1)
+  # Traced once in training, then once in validation.
+  assert sides == [8, 16]
+
+
 @pytest.mark.parametrize(
   ('task', 'metric'),
   [
@@ -277,6 +297,12 @@ def test_a_fraction_is_of_patients_and_nested(data_dir):
   assert other != label_fraction.choose_patients(
     [f'{n}' for n in range(50)], 0.2, 2
   )
+
+
+def test_a_run_learns_from_a_fraction_of_the_labels(data_dir, tmp_path):
+  _train(tmp_path, data_dir, task=_classification, epochs=1, label_fraction=0.5)
+  _, description = checkpoints.load_model(str(tmp_path))
+  assert description['examples'] == {'train': 12, 'validation': 10, 'test': 10}
 
 
 def test_refuses_fractions(data_dir):
@@ -389,6 +415,17 @@ def test_layers_thaw_one_by_one_and_on_resuming(data_dir, tmp_path):
       for one, other in zip(old, new, strict=True)
     ]
     assert moved == [n >= 4 - (epoch - 1) for n in range(4)]
+
+
+def test_blocks_thaw_from_the_output_on():
+  model = models.build_unet3d(base_filters=2, depth=3)
+  model.build((None, *_SHAPE, 1))
+  rule = freezing.Freezing(('encoder', 'decoder'), 1)
+  blocks = [*model.decoder.levels[::-1], *model.encoder.conv_blocks[::-1]]
+  for epoch in range(1, len(blocks) + 2):
+    assert rule.apply(model, epoch)
+    learning = [one.trainable for one in blocks]
+    assert learning == [n < epoch - 1 for n in range(len(blocks))]
 
 
 def test_refuses_to_freeze_what_is_not_there_and_all():

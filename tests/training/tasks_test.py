@@ -42,6 +42,18 @@ def test_losses_equal_numpy():
     np.testing.assert_allclose(losses[name], value, rtol=1e-5)
 
 
+def test_losses_of_the_stages_equal_numpy():
+  outputs, inputs = _outputs(), _outputs(2)['restored']
+  cube, word = _outputs(1)['restored'], np.array([0, 2, 1, 1])
+  batch = {'cube': cube, 'word': tf.constant(word, tf.int32)}
+  mse = np.square(outputs['restored'] - cube).mean((1, 2, 3, 4))
+  losses = tasks.Restore().losses(outputs['restored'], batch, inputs)
+  np.testing.assert_allclose(losses['loss'], mse, rtol=1e-5)
+  entropy = -np.log(outputs['words'][np.arange(4), word])
+  losses = tasks.NameWords().losses(outputs, batch, inputs)
+  np.testing.assert_allclose(losses['loss'], entropy, rtol=1e-5)
+
+
 def test_cross_entropy_of_a_certain_mistake_is_finite():
   outputs = _outputs() | {'words': np.eye(3, dtype=np.float32)[[0, 0, 0, 0]]}
   batch = {'cube': outputs['restored'], 'word': tf.constant([1, 1, 1, 1])}

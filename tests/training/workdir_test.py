@@ -13,7 +13,9 @@ from tests.training import tiny_data
 from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2 import output_lock
+from transvw_tf2.training import built_data
 from transvw_tf2.training import gin_files
+from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import schedules
 from transvw_tf2.training import tasks
 
@@ -33,6 +35,19 @@ def test_files_of_a_run(run):
   for event in tf.compat.v1.train.summary_iterator(str(events)):
     tags |= {value.tag for value in event.summary.value}
   assert {'train/loss', 'validation/mse', 'slices', 'confusion'} <= tags
+
+
+def test_the_projector_shows_validation_cubes_and_their_words(run, data_dir):
+  workdir, _ = run
+  (folder,) = (workdir / 'tensorboard' / 'plugins').iterdir()
+  data = built_data.open_data(data_dir)
+  (batch,) = input_pipeline.make_dataset(
+    data, 'validation', tiny_data.VALIDATION_CUBES
+  )
+  words = [tiny_data.WORDS[word] for word in batch['word']]
+  assert (folder / 'words.tsv').read_text().splitlines() == words
+  embeddings = np.loadtxt(folder / 'embeddings.tsv')
+  assert embeddings.shape == (tiny_data.VALIDATION_CUBES, 16)
 
 
 def test_a_finished_run_stays_as_it_is(run, strategy, data_dir):
