@@ -31,7 +31,7 @@ source "$(dirname "$0")/venv.sh"
 : "${ELASTIC:=0}"           # perturb.elastic_probability
 : "${DECORRELATION:=3e-3}"  # train.decorrelation_weight of pre-training
 : "${CANDIDATE_EPOCHS:=10}"
-: "${CANDIDATE_RATES:=1.5e-2}"  # of several a run takes the best in validation
+: "${CANDIDATE_RATES:=4e-3,1.5e-2}"  # a run takes the best in validation
 : "${NODULE_EPOCHS:=15}"
 : "${NODULE_RATES:=1e-2}"
 : "${SEEDS:=5}"
