@@ -8,6 +8,7 @@ import shutil
 import numpy as np
 import pytest
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
@@ -71,6 +72,23 @@ def test_validation_keeps_every_cube_and_pads(data_dir):
   assert set(cubes) == set(known)
   again = _join(_read(data_dir, 'validation', seed=5, epoch=3), 'cube')
   np.testing.assert_array_equal(_join(batches, 'cube'), again)
+
+
+def test_other_features_keep_their_values(tmp_path):
+  features = ('cube', 'mask', 'label', 'scan_id', 'place')
+  data = built_data.open_data(tiny_data.write_targets(tmp_path), features)
+  (batch,) = _read(data, 'test', batch_size=10)
+  examples = tfds.as_numpy(data.builder.as_dataset(split='test'))
+  known = {tuple(one['place'].tolist()): one for one in examples}
+  assert batch['place'].dtype == np.float64
+  assert batch['label'].dtype == np.int32
+  assert batch['mask'].dtype == np.float32
+  found = [known.pop(tuple(place)) for place in batch['place'].tolist()]
+  assert not known
+  for name in ('label', 'scan_id'):
+    assert batch[name].tolist() == [one[name] for one in found]
+  masks = np.stack([one['mask'] for one in found])
+  np.testing.assert_array_equal(batch['mask'][..., 0], masks)
 
 
 def test_order_is_decided_by_seed_and_epoch(data_dir):

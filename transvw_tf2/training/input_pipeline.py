@@ -88,9 +88,9 @@ def make_dataset(
   Returns:
     Dataset of dicts: the volume by its name, float32 (B, x, y, z, 1) in
     [0, 1]; the other features, such as `word`, int32 (B,), or float32
-    (B, x, y, z, 1) as `mask`, or string (B,); `index` int32 (B,), place in the
-    epoch; `weight` float32 (B,), 1, or 0 for padding. Or what `map_batch` makes
-    of one.
+    (B, x, y, z, 1) as `mask`, or string (B,), or as in the data set, such as
+    `place`, float64 (B, 3); `index` int32 (B,), place in the epoch; `weight`
+    float32 (B,), 1, or 0 for padding. Or what `map_batch` makes of one.
 
   Raises:
     UserError: see steps_per_epoch and built_data.open_data. What reading raises
@@ -272,4 +272,7 @@ def _convert(value):
     return value
   if value.shape.rank == 3:
     return tf.cast(value, tf.float32)[..., tf.newaxis]
+  # World mm would lose what tells neighbouring candidates apart.
+  if value.dtype.is_floating:
+    return value
   return tf.cast(value, tf.int32)
