@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 
 from beam_jobs import label_table
 from beam_jobs import labelled_scans
+from beam_jobs import target_cubes
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
 
@@ -33,12 +34,16 @@ def _scan(number):
   return f'scans/1.2.840.{number:03d}.mhd'
 
 
-def _build(folder, data_dir, task, **config):
+def _make(data_dir, task, **config):
   config = {'name': 'tiny', 'task': task, 'cube_shape': _SHAPE} | config
-  builder = labelled_scans.Builder(
+  return labelled_scans.Builder(
     data_dir=str(data_dir),
     config=labelled_scans.Builder.builder_config_cls(**config),
   )
+
+
+def _build(folder, data_dir, task, **config):
+  builder = _make(data_dir, task, **config)
   builder.download_and_prepare(
     download_config=tfds.download.DownloadConfig(manual_dir=str(folder))
   )
@@ -125,6 +130,49 @@ def test_masks(folder, tmp_path, whole):
     assert len(sums) == 2 * 4
     assert sums[:2] == [0, 0]
     assert min(sums[2:]) > 0
+
+
+@pytest.mark.parametrize('places', [False, True])
+def test_classes_are_numbered_as_they_are_given(tmp_path, places):
+  point = ('1', '2', '3') if places else ()
+  axes = 'xyz' if places else ''
+  rows = [[name, *point, f'class {name}'] for name in 'abc']
+  _write(tmp_path, [['scan', *axes, 'label'], *rows])
+  for classes in (('class c', 'class a', 'class b'), ()):
+    builder = _make(tmp_path, 'classification', classes=classes)
+    requests, _ = builder.make_requests(str(tmp_path), str(tmp_path / 'cubes'))
+    names = builder.info.features['label'].names
+    assert names == list(classes or ('class a', 'class b', 'class c'))
+    assert [one.scan_file.scan_id for one in requests] == ['a', 'b', 'c']
+    labels = [
+      one.places.points[0][1] if places else one.places.label
+      for one in requests
+    ]
+    assert [names[one] for one in labels] == ['class a', 'class b', 'class c']
+
+
+def test_cubes_in_a_mask_lie_by_seed_and_jitter(folder, tmp_path):
+  image = sitk.ReadImage(str(folder / _scan(0)))
+  mask = sitk.Image(image.GetSize(), sitk.sitkUInt8)
+  mask.CopyInformation(image)
+  mask[20:60, 20:60, 10:38] = 1
+  sitk.WriteImage(mask, str(folder / 'mask.nii.gz'))
+  _write(folder, [['scan', 'mask'], [_scan(0), 'mask.nii.gz']])
+
+  def cut(**config):
+    settings = {'mask_cubes': 20, 'mask_free_cubes': 0} | config
+    builder = _make(tmp_path, 'segmentation', **settings)
+    requests, _ = builder.make_requests(str(folder), str(tmp_path / 'cubes'))
+    _, arrays = target_cubes.find_and_cut(requests[0])
+    return arrays['origin'] * arrays['spacing'].astype(np.float64)
+
+  origins = cut(seed=1)
+  np.testing.assert_array_equal(cut(seed=1), origins)
+  assert np.any(cut(seed=2) != origins, axis=1).all()
+  # The same voxels of the mask, each box moved and rounded to a voxel.
+  moved = np.abs(cut(seed=1, jitter_mm=10.0) - origins)
+  assert np.all(moved <= 10.0 + np.array(image.GetSpacing()))
+  assert np.all(moved.max(axis=0) > 5.0)
 
 
 def test_one_of_two_tasks_fits_the_table(folder, tmp_path):

@@ -1,5 +1,6 @@
 """The target tasks of LUNA16, built in this process from tiny scans."""
 
+import contextlib
 import csv
 import hashlib
 import os
@@ -13,6 +14,8 @@ import tensorflow_datasets as tfds
 
 from beam_jobs import builders
 from beam_jobs import luna16_nodules
+from beam_jobs import nodule_requests
+from beam_jobs import target_cubes
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
 from transvw_tf2 import schema
@@ -24,6 +27,7 @@ _ROOT = os.path.dirname(
 )
 _SHAPE = (16, 16, 8)
 _DIAMETER = 12.0
+_LARGEST_SPACING = (0.6, 0.75, 2.5)  # mm, of tiny_scans.make_geometry
 
 
 def _point(scans, scan_id, voxel):
@@ -92,6 +96,43 @@ def _build(folder, data_dir, **config):
   return builder
 
 
+def _make_requests(folder, **config):
+  """Returns the requests of settings, by scan id."""
+  requests, _ = nodule_requests.make_requests(
+    str(folder),
+    luna16.find_scans(folder),
+    luna16_nodules.Builder.builder_config_cls(
+      **({'name': 'tiny', 'cube_shape': _SHAPE} | config)
+    ),
+    'cubes',
+  )
+  return {one.scan_file.scan_id: one for one in requests}
+
+
+def _cut(folder, **config):
+  """Returns the arrays of the cubes of all scans that have any, by scan id."""
+  found = {}
+  for scan_id, request in _make_requests(folder, **config).items():
+    with contextlib.suppress(reader.ScanError):
+      _, found[scan_id] = target_cubes.find_and_cut(request)
+  return found
+
+
+def _origins_mm(cut):
+  """Returns the corners of all boxes in mm of their scans, float (N, 3)."""
+  return np.concatenate(
+    [one['origin'] * one['spacing'].astype(np.float64) for one in cut.values()]
+  )
+
+
+def _assert_moved(folder, origins, **config):
+  """Checks that cubes lie up to 10 mm from where they lie without jitter."""
+  moved = np.abs(_origins_mm(_cut(folder, jitter_mm=10.0, **config)) - origins)
+  # Either box begins at a voxel.
+  assert np.all(moved <= 10.0 + np.array(_LARGEST_SPACING))
+  assert np.all(moved.max(axis=0) > 4.0)
+
+
 def _copy_links(folder, other, leave_out):
   """Makes a folder that has all of another, but for one name."""
   os.makedirs(other)
@@ -144,6 +185,32 @@ def test_candidates(folder, tmp_path, capsys):
     if example['label'] == 1:
       # The voxel of the candidate is in the middle.
       np.testing.assert_array_equal(example['origin'], (12, 22, 16))
+
+
+def test_the_negatives_are_drawn_by_seed(folder):
+  def draw(seed):
+    requests = _make_requests(
+      folder,
+      task='false_positive_reduction',
+      negatives_per_positive=2,
+      seed=seed,
+    )
+    return tuple(
+      {
+        (scan_id, point)
+        for scan_id, one in requests.items()
+        for point, label in one.places.points
+        if label == wanted
+      }
+      for wanted in (1, 0)
+    )
+
+  nodules, others = draw(1)
+  assert draw(1) == (nodules, others)
+  again, different = draw(2)
+  assert again == nodules
+  assert len(different) == len(others)
+  assert different != others
 
 
 def test_all_negatives_can_be_had(folder, tmp_path):
@@ -240,6 +307,51 @@ def test_nodules_are_balls(folder, tmp_path):
     assert volume == pytest.approx(np.pi / 6 * _DIAMETER**3, rel=0.1)
     middle = np.argwhere(example['mask']).mean(axis=0)
     np.testing.assert_allclose(middle, (15.5, 15.5, 7.5), atol=1.5)
+
+
+def test_cubes_without_a_nodule_lie_in_the_lungs(folder):
+  settings = {'task': 'nodule_segmentation'}
+  for cut in _cut(folder, **settings).values():
+    assert cut['mask'].any(axis=(1, 2, 3)).tolist() == [True]
+  found = _cut(folder, without_nodule=3.0, **settings)
+  assert len(found) == 7
+  # The lung mask of the first scan is empty.
+  without = [len(one['mask']) - 1 for one in found.values()]
+  assert without == [0] + [3] * 6
+  for scan_id, cut in found.items():
+    assert cut['mask'][0].any()
+    assert not cut['mask'][1:].any()
+    path = os.path.join(folder, 'seg-lungs-LUNA16', f'{scan_id}.mhd')
+    lungs = np.isin(sitk.GetArrayFromImage(sitk.ReadImage(path)).T, (3, 4))
+    for x, y, z in cut['origin'][1:] + np.array(_SHAPE) // 2:
+      assert lungs[x - 1 : x + 1, y - 1 : y + 1, z - 1 : z + 1].any()
+
+
+def test_cubes_around_nodules_lie_by_seed_and_jitter(folder):
+  settings = {'task': 'nodule_segmentation', 'cube_shape': (32, 32, 16)}
+  origins = _origins_mm(_cut(folder, seed=1, **settings))
+  _assert_moved(folder, origins, seed=1, **settings)
+  # Without jitter all are around the nodules, whatever the seed.
+  np.testing.assert_array_equal(
+    _origins_mm(_cut(folder, seed=2, **settings)), origins
+  )
+  one, same, other = (
+    _origins_mm(_cut(folder, seed=seed, jitter_mm=10.0, **settings))
+    for seed in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(one, same)
+  assert np.any(one != other, axis=1).all()
+
+
+def test_cubes_of_the_lungs_lie_by_seed_and_jitter(folder):
+  settings = {'task': 'lung_segmentation', 'lung_cubes': 5}
+  one, same, other = (
+    _origins_mm(_cut(folder, seed=seed, **settings)) for seed in (1, 1, 2)
+  )
+  np.testing.assert_array_equal(one, same)
+  assert np.any(one != other, axis=1).all()
+  # The same voxels of the mask, moved.
+  _assert_moved(folder, one, seed=1, **settings)
 
 
 def test_lungs(folder, tmp_path, capsys):
