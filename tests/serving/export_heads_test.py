@@ -247,22 +247,6 @@ def test_the_variant_of_pytorch_is_folded_with_its_epsilon(tmp_path):
   assert _shapes_written(path) == _shapes_without_batch_norm(model)
 
 
-def test_batch_statistics_are_not_folded(tmp_path):
-  model = _torch(batch_statistics=True)
-  path = str(tmp_path / 'model')
-  _export(model, path)
-  loaded = tf.saved_model.load(path)
-  want = model(_scale(_hu()))
-  for _ in range(2):  # a call changes nothing
-    _assert_equal(_run(loaded, 'embed_cubes', _hu())[1], want['embedding'])
-    _assert_equal(_run(loaded, 'classify_word', _hu())[1], want['words'])
-  alone = _run(loaded, 'classify_word', _hu()[:1])[1]
-  assert np.abs(alone - want['words'][:1]).max() > 1e-3
-  assert len(_shapes_written(path)) == len(model.variables)
-  # Cubes have nothing in common where each changes how all are normalised.
-  assert not hasattr(loaded, 'embed_windows')
-
-
 def test_a_head_that_is_not_there_is_one_line(tmp_path):
   model = word_classifier.WordClassifier(3, **_TINY)
   with pytest.raises(
