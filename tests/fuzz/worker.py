@@ -203,7 +203,7 @@ def _run_once(target, place, watch, files, megabytes=MEGABYTES) -> dict:
     wrong = _wrong_error(raised, target.errors)
   if watch.seen:
     wrong = f'did what no reader does: {watch.seen[:3]}'
-  elif place.state() != before:
+  elif not wrong and place.state() != before:
     wrong = 'left files behind, or changed those that were there'
   return {
     'seconds': seconds,
