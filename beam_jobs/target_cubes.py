@@ -130,8 +130,8 @@ def find_and_cut(
     ),
     'spacing': np.array(scan.geometry.spacing, np.float32),
   }
-  for place, one in enumerate(found.cubes):
-    cubes[place] = target_cubes.cut_cube(scan.hu, one.box, shape)
+  for row, one in enumerate(found.cubes):
+    cubes[row] = target_cubes.cut_cube(scan.hu, one.box, shape)
   if found.cut_mask:
     arrays['mask'] = np.array(
       [found.cut_mask(one.box) for one in found.cubes], np.uint8
@@ -261,19 +261,19 @@ def read_examples(
     with np.load(request.output, allow_pickle=False) as file:
       arrays = dict(file)
     scan_id = request.scan_file.scan_id
-    for place, number in enumerate(arrays['number']):
+    for row, number in enumerate(arrays['number']):
       example = {
-        'cube': arrays['cube'][place],
+        'cube': arrays['cube'][row],
         'scan_id': scan_id,
-        'origin': arrays['origin'][place],
-        'size': arrays['size'][place],
-        'place': arrays['place'][place],
+        'origin': arrays['origin'][row],
+        'size': arrays['size'][row],
+        'place': arrays['place'][row],
         'spacing': arrays['spacing'],
       }
       if 'mask' in arrays:
-        example['mask'] = arrays['mask'][place]
+        example['mask'] = arrays['mask'][row]
       else:
-        example['label'] = int(arrays['label'][place])
+        example['label'] = int(arrays['label'][row])
       yield f'{scan_id}/{number:06d}', example
     os.remove(request.output)
 
