@@ -236,16 +236,22 @@ def _probe_by_hand(embed, data_dir, probe):
 @pytest.mark.parametrize('probe', evaluation.PROBES)
 def test_probes_classify_by_embeddings(probe, runs, data_dir, tmp_path):
   # Also those of a network that was trained for something else.
-  for name in ('classes', 'masks'):
+  copy = str(tmp_path / 'masks.keras')
+  checkpoints.load_model(str(runs / 'masks'))[0].save(copy)
+  for name, workdir in (
+    ('classes', str(runs / 'classes')),
+    ('masks', str(runs / 'masks')),
+    ('file', copy),
+  ):
     found = evaluation_report.evaluate(
-      str(runs / name),
+      workdir,
       data_dir,
       str(tmp_path / name),
       probe=probe,
       neighbours=3,
       resamples=0,
     )
-    model, _ = checkpoints.load_model(str(runs / name))
+    model, _ = checkpoints.load_model(workdir)
     scores, examples = _probe_by_hand(model.embed, data_dir, probe)
     columns = _read_predictions(tmp_path / name, examples['place'])
     np.testing.assert_allclose(
@@ -306,8 +312,12 @@ def test_refuses_other_runs_and_data(runs, data_dir, tmp_path):
     devices.make_strategy('cpu'),
     tiny_data.make_settings(cubes, epochs=1),
   )
-  with pytest.raises(errors.UserError, match='is a run of Pretrain'):
+  with pytest.raises(errors.UserError, match='is a run of Pretrain, wanted'):
     evaluate(str(tmp_path / 'pretrained'), data_dir)
+  model, _ = checkpoints.load_model(str(runs / 'classes'))
+  model.save(str(tmp_path / 'file.keras'))
+  with pytest.raises(errors.UserError, match='is no run, wanted one of'):
+    evaluate(str(tmp_path / 'file.keras'), data_dir)
   with pytest.raises(errors.UserError, match='wanted also'):
     evaluate(str(runs / 'classes'), cubes)
   with pytest.raises(errors.UserError, match="in split 'none'"):

@@ -17,7 +17,11 @@ from transvw_tf2.training import evaluation
 from transvw_tf2.training import evaluation_report
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder that transvw_tf2.train wrote.', required=True
+  'workdir',
+  None,
+  'Folder that transvw_tf2.train wrote; with --probe also a .keras file of'
+  ' transvw_tf2.convert.',
+  required=True,
 )
 _DATA = flags.DEFINE_string(
   'data', None, 'Built data set of the target task.', required=True
@@ -25,7 +29,7 @@ _DATA = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string('output', None, 'Folder to write.', required=True)
 _SPLIT = flags.DEFINE_string('split', 'test', 'Split to measure.')
 _CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint', 'best', ['best', 'latest'], 'Which weights.'
+  'checkpoint', 'best', ['best', 'latest'], 'Which weights of a run.'
 )
 _PROBE = flags.DEFINE_enum(
   'probe',

@@ -1,4 +1,4 @@
-"""Exports the network of a training run as a SavedModel.
+"""Exports the network of a training run, or of a file, as a SavedModel.
 
 Of pre-training that is the encoder, with --whole decoder and head too; of
 fine-tuning the whole network. An autoencoder takes thumbnails of whole scans,
@@ -7,6 +7,7 @@ all others cubes; transvw_model.json in the folder describes it all.
 Command:
   python -m transvw_tf2.export --workdir W --output DIR
   python -m transvw_tf2.export --workdir W --output DIR --whole
+  python -m transvw_tf2.export --workdir OFFICIAL.keras --output DIR
 """
 
 from collections.abc import Sequence
@@ -18,13 +19,17 @@ from transvw_tf2 import mains
 from transvw_tf2.serving import export
 
 _WORKDIR = flags.DEFINE_string(
-  'workdir', None, 'Folder that transvw_tf2.train wrote.', required=True
+  'workdir',
+  None,
+  'Folder that transvw_tf2.train wrote, or a .keras file of'
+  ' transvw_tf2.convert.',
+  required=True,
 )
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder to write the SavedModel to.', required=True
 )
 _CHECKPOINT = flags.DEFINE_enum(
-  'checkpoint', 'best', ['best', 'latest'], 'Which weights to export.'
+  'checkpoint', 'best', ['best', 'latest'], 'Which weights of a run.'
 )
 _OVERWRITE = flags.DEFINE_bool(
   'overwrite', False, 'Whether a model in --output is replaced.'
@@ -76,7 +81,7 @@ def main(argv):
     _PRECISION.value,
     _parse_grid(_POOLING_GRID.value),
   )
-  print(f'wrote {_OUTPUT.value}: {_CHECKPOINT.value} of {_WORKDIR.value}')
+  print(f'wrote {_OUTPUT.value}, of {_WORKDIR.value}')
 
 
 if __name__ == '__main__':

@@ -338,6 +338,38 @@ def test_the_flag_adds_the_heads_of_pre_training(model, tmp_path, import_main):
   }
 
 
+@pytest.mark.parametrize('make', [_y_net, _torch])
+def test_a_file_of_weights_is_exported(make, tmp_path, import_main):
+  source, path = str(tmp_path / 'official.keras'), str(tmp_path / 'model')
+  model = make()
+  model.save(source)
+  main = import_main('transvw_tf2.export').main
+  with flagsaver.flagsaver(workdir=source, output=path, whole=True):
+    main(['export'])
+  loaded, metadata = _load(path)
+  assert set(loaded.signatures) == _EMBED | {'restore', 'classify_word'}
+  assert metadata['cube_shape'] == [64, 64, 32]
+  assert metadata['training'] == {'weights': 'official.keras'}
+  hu = np.random.default_rng(3).integers(-1200, 1200, (2, 64, 64, 32, 1))
+  want = model(_scale(hu.astype(np.float32)))
+  for signature, name in (
+    ('embed_cubes', 'embedding'),
+    ('classify_word', 'words'),
+  ):
+    _, got = _run(loaded, signature, hu.astype(np.float32))
+    _assert_equal(got, want[name])
+
+
+def test_a_file_that_holds_no_network_is_one_line(tmp_path):
+  path = tmp_path / 'text.keras'
+  path.write_text('no network')
+  for name in ('text.keras', 'none.keras'):
+    with pytest.raises(errors.UserError, match=f'{name} cannot be loaded'):
+      _export_run(str(tmp_path / name), tmp_path)
+  # A run may be called so.
+  _export_run(_write_run(tmp_path / 'run.keras', _y_net()), tmp_path)
+
+
 def test_the_flag_averages_parts_of_a_cube(model, tmp_path, import_main):
   workdir = _write_run(tmp_path / 'run', model, task='Pretrain')
   path = str(tmp_path / 'parts')

@@ -337,6 +337,7 @@ def test_workdir_is_exported_with_its_summary(model, tmp_path, monkeypatch):
       'shape': list(_CUBE),
       'volume': 'cube',
       'words': ['a', 'b', 'c'],
+      'checkpoint': which,
       'epoch': 3,
       'val_loss': 0.5,
     }

@@ -79,6 +79,8 @@ def test_another_run_in_the_workdir_is_refused(run, strategy, data_dir):
   for settings, named in (
     ({'seed': 5}, 'another seed: 1, now 5'),
     ({'batch_size': 6}, 'another batch_size: 4, now 6'),
+    ({'learning_rate': 0.5}, 'another learning_rate: .*, now 0.5'),
+    ({'start_from': str(workdir)}, 'another start_from: "", now "'),
   ):
     with pytest.raises(errors.UserError, match=named):
       tiny_data.train(workdir, strategy, data_dir, epochs=4, **settings)

@@ -325,15 +325,16 @@ def export_workdir(
   precision: str | None = None,
   pooling_grid: Sequence[int] = (1, 1, 1),
 ) -> dict:
-  """Exports the network of a training run and returns its summary.
+  """Exports the network of a training run, or a file; returns its summary.
 
   Of pre-training that is the encoder; a network fine-tuned to classify or to
   segment also has the signature `predict` or `segment`.
 
   Args:
-    workdir: folder written by transvw_tf2.train.
+    workdir: folder written by transvw_tf2.train, or a .keras file of
+      transvw_tf2.convert.
     output: folder to write.
-    checkpoint: 'best' or 'latest'.
+    checkpoint: 'best' or 'latest' of the run.
     overwrite: whether an existing `output` is replaced.
     whole: whether pre-training's decoder and head come too, as far as the
       network has them: the signatures `restore` and `classify_word`.
@@ -348,7 +349,7 @@ def export_workdir(
   check_output(os.path.abspath(output), overwrite)
   model, metadata = checkpoints.load_model(workdir, which=checkpoint)
   run = _read_run(workdir)
-  summary = _summarize(checkpoint, metadata, run)
+  summary = _summarize(metadata, run)
   shape = metadata['shape']
   shared = {
     'source': run.get('source'),
@@ -379,21 +380,22 @@ def export_workdir(
       heads=heads,
       **shared,
     )
-  logging.info('exported %s of %s to %s', checkpoint, workdir, output)
+  logging.info('exported %s to %s', workdir, output)
   return summary
 
 
-def _summarize(checkpoint, metadata, run):
+def _summarize(metadata, run):
   """Returns what the json of the export tells of the training."""
   # It need not repeat the model's own configuration.
   described = {'model', 'shape', 'volume', 'words', 'classes', 'val_loss'}
   summary = {key: metadata[key] for key in metadata if key not in described}
-  # Infinite before the first epoch, which JSON has no number for.
-  loss = metadata.get('val_loss', math.inf)
-  summary['val_loss'] = loss if math.isfinite(loss) else None
+  if 'val_loss' in metadata:
+    # Infinite before the first epoch, which JSON has no number for.
+    loss = metadata['val_loss']
+    summary['val_loss'] = loss if math.isfinite(loss) else None
   if run:
     summary['run'] = {key: run[key] for key in run if key != 'source'}
-  return {'checkpoint': checkpoint, **summary}
+  return summary
 
 
 def _read_run(workdir):
@@ -402,7 +404,7 @@ def _read_run(workdir):
   try:
     with open(path, encoding='utf-8') as file:
       run = json.load(file)
-  except FileNotFoundError:
+  except (FileNotFoundError, NotADirectoryError):
     return {}
   except (OSError, ValueError) as error:
     raise errors.UserError(

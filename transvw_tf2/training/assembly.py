@@ -216,5 +216,8 @@ def _describe(workdir, settings, task, data):
       # Schedule and early stopping compare with the best of it so far.
       'best_metric': settings.best_metric,
       'seed': settings.seed,
+      # A run that goes on has those of its checkpoint, whatever is asked for.
+      'learning_rate': settings.learning_rate,
+      'start_from': settings.start_from,
     },
   )

@@ -20,12 +20,16 @@ import tensorflow as tf
 from transvw_tf2 import errors
 from transvw_tf2 import models  # noqa: F401, registers the networks
 from transvw_tf2 import output_file
+from transvw_tf2 import schema
+from transvw_tf2.training import keras_file
 
 BEST = 'best'
 LATEST = 'latest'
 DESCRIPTION_FILE = 'model.json'
 FOLDER = 'checkpoints'
 _WORKERS = '.workers'
+# That descriptions of older runs lack.
+_LATER_SETTINGS = ('best_metric', 'learning_rate', 'start_from')
 
 # What TensorFlow raises for a checkpoint that is cut or of another model.
 _DAMAGED = (AssertionError, IndexError, ValueError, tf.errors.OpError)
@@ -220,19 +224,28 @@ def write_description(workdir: str, description: dict) -> None:
 def load_model(
   workdir: str, which: str = BEST
 ) -> tuple[keras.Model, dict[str, object]]:
-  """Loads the network of a run.
+  """Loads the network of a run, or of a file.
 
   Args:
-    workdir: folder that transvw_tf2.train wrote.
-    which: 'best' or 'latest'.
+    workdir: folder that transvw_tf2.train wrote, or a .keras file of a network
+      that takes cubes, such as transvw_tf2.convert writes.
+    which: 'best' or 'latest' of the run.
 
   Returns:
     The model, built, with its weights; and the description of the run with
-    `epoch` and `val_loss` of the checkpoint.
+    `checkpoint` (`which`) and its `epoch` and `val_loss`. Of a file that is no
+    more than `weights` (its name), `volume` and `shape`, the published cubes'.
 
   Raises:
-    UserError: there is no such run or checkpoint.
+    UserError: there is no such run or checkpoint, or the file is no network of
+      this package.
   """
+  if workdir.endswith(keras_file.SUFFIX) and not os.path.isdir(workdir):
+    return keras_file.load_network(workdir), {
+      'weights': os.path.basename(workdir),
+      'volume': 'cube',
+      'shape': list(schema.CUBE_SHAPE),
+    }
   description = _read_description(workdir)
   paths = _find_checkpoints(os.path.join(workdir, FOLDER, which))
   if not paths:
@@ -256,6 +269,7 @@ def load_model(
     ) from error
   return model, {
     **description,
+    'checkpoint': which,
     'epoch': progress.epoch,
     'val_loss': progress.val_loss,
   }
@@ -327,8 +341,8 @@ def _read_description(workdir: str) -> dict:
 
 
 def _compare(workdir: str, old: dict, new: dict) -> None:
-  # A run that was begun before it was written down may have had any.
-  old = {'best_metric': new.get('best_metric')} | old
+  # A run that was begun before these were written down may have had any.
+  old = {key: new[key] for key in _LATER_SETTINGS if key in new} | old
   changed = [key for key in new if old.get(key) != new[key]]
   if changed:
     key = changed[0]

@@ -35,7 +35,7 @@ def evaluate(
   """Measures the network of a run and writes a folder.
 
   Args:
-    workdir: of the run.
+    workdir: of the run, or a .keras file where there is a probe.
     data_dir: built data set of the target task.
     output: folder to write; what is in it is replaced file by file.
     split: to be measured.
@@ -57,9 +57,9 @@ def evaluate(
   task = description.get('task')
   if probe is None and task not in ('Classification', 'Segmentation'):
     raise errors.UserError(
-      f'--workdir {workdir} is a run of {task}, wanted Classification or'
-      ' Segmentation: fine-tune it first, or classify its embeddings with'
-      ' --probe'
+      f'--workdir {workdir} is {f"a run of {task}" if task else "no run"},'
+      ' wanted one of Classification or Segmentation: fine-tune it first, or'
+      ' classify its embeddings with --probe'
     )
   masks = probe is None and task == 'Segmentation'
   data = evaluation.open_data(data_dir, 'mask' if masks else 'label')
@@ -81,8 +81,8 @@ def evaluate(
     )
   settings = {
     'workdir': workdir,
-    'checkpoint': checkpoint,
-    'epoch': description['epoch'],
+    'checkpoint': description.get('checkpoint'),
+    'epoch': description.get('epoch'),
     'data': data.data_dir,
     'split': split,
     'examples': len(found.scan_ids),

@@ -11,10 +11,8 @@ import keras
 from transvw_tf2 import errors
 from transvw_tf2.models import blocks
 from transvw_tf2.training import checkpoints
-from transvw_tf2.training import keras_file
 
 _ENCODER, _DECODER, _OUTPUT = 'encoder', 'decoder', 'output'
-_SUFFIX = '.keras'
 
 
 def start_from(model: keras.Model, source: str) -> str:
@@ -81,13 +79,10 @@ def _load(source: str) -> keras.Model:
   if not os.path.exists(source):
     raise errors.UserError(
       f'train.start_from {source!r} does not exist: give the --workdir of a run'
-      f' or a {_SUFFIX} file'
+      ' or a .keras file'
     )
-  if not source.endswith(_SUFFIX):
-    model, _ = checkpoints.load_model(source)
-    return model
   try:
-    model = keras_file.load_network(source)
+    model, _ = checkpoints.load_model(source)
   except errors.UserError as error:
     raise errors.UserError(f'train.start_from: {error}') from error
   if not hasattr(model, 'parts'):

@@ -12,6 +12,7 @@ from transvw_tf2 import file_size
 from transvw_tf2 import h5_arrays
 from transvw_tf2 import models  # noqa: F401, registers all our networks
 
+SUFFIX = '.keras'
 _CONFIG = 'config.json'
 _WEIGHTS = 'model.weights.h5'
 # As our classes are registered.
