@@ -90,6 +90,7 @@ def read(folder: str, classes: Sequence[str] = ()) -> Table:
     raise errors.UserError(f'{path} has no rows below its header')
   rows = _check_splits(path, rows, 'split' in columns)
   _check_unique(path, rows)
+  _check_names(path, rows, folder)
   names = classes or sorted({row.label for row in rows} - {''})
   return Table(kind, tuple(sorted(rows)), tuple(names))
 
@@ -146,6 +147,17 @@ def _check_unique(path, rows) -> None:
       where = f' at {" ".join(map(str, place))} mm' if place else ''
       raise errors.UserError(
         f'{path} has {number} rows of {scan}{where}, wanted one'
+      )
+
+
+def _check_names(path, rows, folder) -> None:
+  """Raises UserError where a scan has two names: it could be in two splits."""
+  names = {}
+  for scan in sorted({row.scan for row in rows}):
+    other = names.setdefault(os.path.realpath(os.path.join(folder, scan)), scan)
+    if other != scan:
+      raise errors.UserError(
+        f'{path}: {other} and {scan} are one scan, wanted one name for it'
       )
 
 

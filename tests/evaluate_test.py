@@ -325,6 +325,31 @@ def test_refuses_other_runs_and_data(runs, data_dir, tmp_path):
   assert not (tmp_path / 'report').exists()
 
 
+def test_a_probe_refuses_networks_that_cannot_embed(data_dir, tmp_path):
+  evaluate = functools.partial(
+    evaluation_report.evaluate,
+    data_dir=data_dir,
+    output=str(tmp_path / 'report'),
+    probe='linear',
+  )
+  path = str(tmp_path / 'a.keras')
+  for model, text in (
+    (models.build_unet3d(base_filters=2, depth=5), 'do not fit the network'),
+    (
+      models.build_torch_visual_word_net(
+        3, base_filters=2, depth=2, head_filters=4, batch_statistics=True
+      ),
+      'by the statistics of a batch',
+    ),
+  ):
+    model.build((None, None, None, None, 1))
+    model.save(path)
+    with pytest.raises(errors.UserError, match=text) as raised:
+      evaluate(path)
+    assert '\n' not in str(raised.value)
+  assert not (tmp_path / 'report').exists()
+
+
 def test_refuses_cubes_of_another_shape(runs, data_dir, tmp_path):
   copy = tmp_path / 'run'
   shutil.copytree(runs / 'classes', copy)

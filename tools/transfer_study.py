@@ -111,6 +111,8 @@ def _go_on(plan, wanted) -> None:
     runs_lib.Run(*run) for run in rows[tables.RUN].itertuples(index=False)
   }
   missing = [run for run in wanted if run not in done]
+  # Now, and not when the first of them begins after hours.
+  runs_lib.check_labels(plan, missing)
   if len(missing) < len(wanted):
     print(f'{len(wanted) - len(missing)} of {len(wanted)} runs are there')
   # Closed, or an error here would wait for the trainings that go on.

@@ -9,7 +9,8 @@ Commands:
 
 The same command again goes on where it was cut off. SIGTERM and Ctrl-C save
 first; the exit code then is 75. With --deterministic the result is the same to
-the last bit, whether and wherever it was cut off.
+the last bit, whether and wherever it was cut off; but for the rounding of batch
+norm's statistics after a SIGTERM, where replicas have their own.
 """
 
 import os

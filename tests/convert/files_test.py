@@ -413,3 +413,18 @@ def test_the_command_ends_with_one_line_for_bad_input(tmp_path):
   assert done.stderr.splitlines()[-1].startswith(f'error: {path} is neither')
   assert 'Traceback' not in done.stderr
   assert os.listdir(tmp_path) == ['official.h5']
+
+
+def test_a_classifier_stays_one(tmp_path):
+  """It would be taken for the stage that names words, by its layers."""
+  source, path = str(tmp_path / 'a.keras'), str(tmp_path / 'b.keras')
+  model = models.build_classifier(num_classes=2, base_filters=2, depth=2)
+  model.build((None, None, None, None, 1))
+  model.save(source)
+  rows = files.convert(source, path).rows
+  assert {row.state for row in rows} == {'loaded'}
+  cubes = np.random.default_rng(0).random((2, 8, 8, 8, 1), np.float32)
+  found, want = convert.load(path)(cubes), model(cubes)
+  assert set(found) == {'probabilities', 'embedding'}
+  for name, value in found.items():
+    np.testing.assert_array_equal(value, want[name])

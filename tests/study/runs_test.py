@@ -5,11 +5,14 @@ import math
 import shutil
 
 import gin
+import numpy as np
 import pytest
+import tensorflow_datasets as tfds
 
 from tests.training import tiny_data
 from transvw_tf2 import errors
 from transvw_tf2.study import runs as runs_lib
+from transvw_tf2.training import label_fraction
 
 _SMALL = (
   'unet3d.base_filters = 2',
@@ -54,6 +57,8 @@ def test_a_run_can_be_cut_off(data_dir, tmp_path, capsys):
   assert found['epochs'] == wanted['epochs'] == 2
   assert found['value'] == pytest.approx(wanted['value'], abs=0.02)
   assert 'resuming after epoch 1' in capsys.readouterr().out
+  # Of both calls.
+  assert found['seconds'] > begun['seconds'] > 0
 
 
 class _BegunError(Exception):
@@ -108,6 +113,57 @@ def test_a_data_set_without_test_split_is_named(data_dir, tmp_path):
   path.write_text(json.dumps(info))
   with pytest.raises(errors.UserError, match='has no example in split test: '):
     runs_lib.open_task(str(folder))
+
+
+def test_damaged_data_are_one_line(data_dir, tmp_path):
+  folder = tmp_path / 'data'
+  shutil.copytree(data_dir, folder)
+  for text in ('{', '{}'):
+    (folder / 'dataset_info.json').write_text(text)
+    with pytest.raises(errors.UserError, match='cannot be opened') as raised:
+      runs_lib.open_task(str(folder))
+    assert '\n' not in str(raised.value)
+
+
+def test_a_class_without_labels_is_told_before_the_first_run(tmp_path):
+  """A patient has one class: a sixth of them has one alone."""
+  features = tfds.features.FeaturesDict(
+    {
+      'cube': tiny_data.make_volume(np.int16),
+      'label': tfds.features.ClassLabel(names=['empty', 'box']),
+      'scan_id': tfds.features.Text(),
+    }
+  )
+  examples = {
+    'cube': np.zeros((6, *tiny_data.CUBE_SHAPE), np.int16),
+    'label': [0, 1, 0, 1, 0, 1],
+    'scan_id': list('abcdef'),
+  }
+  splits = dict.fromkeys(('train', 'validation', 'test'), examples)
+  path = tiny_data.write_splits(tmp_path, 'classes', splits, features, 1)
+  plan = runs_lib.Plan({'boxes': runs_lib.open_task(path)}, {}, (), '')
+  runs = [
+    runs_lib.Run('boxes', runs_lib.SCRATCH, fraction, seed)
+    for fraction in (0.1, 0.5, 1.0)
+    for seed in (1, 2)
+  ]
+  with pytest.raises(errors.UserError) as raised:
+    runs_lib.check_labels(plan, runs)
+  text = str(raised.value)
+  wrong = {
+    run
+    for run in runs
+    if len({'ace'.find(one) < 0 for one in _patients(run)}) == 1
+  }
+  assert {(run.fraction, run.seed) for run in wrong} >= {(0.1, 1), (0.1, 2)}
+  for run in runs:
+    named = f' {run.fraction:g} with seed {run.seed} ' in text
+    assert named == (run in wrong)
+  runs_lib.check_labels(plan, [run for run in runs if run not in wrong])
+
+
+def _patients(run):
+  return label_fraction.choose_patients('abcdef', run.fraction, run.seed)
 
 
 def test_no_learning_rate_is_chosen_by_a_metric_that_is_not_defined(

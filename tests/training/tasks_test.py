@@ -63,7 +63,7 @@ def test_cross_entropy_of_a_certain_mistake_is_finite():
 
 def test_model_has_the_words_of_the_data():
   task = tiny_data.prepare(tiny_data.make_task(), words='abcdefg')
-  assert task.describe() == {'words': tuple('abcdefg')}
+  assert task.describe()['words'] == tuple('abcdefg')
   model = task.build_model(synchronized_batch_norm=True)
   assert isinstance(model, keras.Model)
   assert model.num_words == 7
@@ -72,6 +72,18 @@ def test_model_has_the_words_of_the_data():
     if hasattr(model, 'synchronized_batch_norm')
     else model.get_config()['synchronized_batch_norm']
   )
+
+
+def test_what_the_loss_depends_on_is_described():
+  perturb = functools.partial(tasks.make_perturb, elastic_probability=0.5)
+  task = tasks.Restore(perturb=perturb, crop=(8, 8, 4))
+  found = task.describe()
+  assert found['crop'] == (8, 8, 4)
+  assert found['perturbation']['elastic_probability'] == 0.5
+  assert not {'name', 'dtype'} & set(found['perturbation'])
+  assert 'loss_weights' not in found
+  task = tiny_data.prepare(tiny_data.make_task(word_weight=0.5))
+  assert task.describe()['loss_weights'] == [1.0, 0.5]
 
 
 @pytest.mark.parametrize('weights', [(-1.0, 1.0), (0.0, 0.0)])

@@ -81,10 +81,45 @@ def test_another_run_in_the_workdir_is_refused(run, strategy, data_dir):
     ({'batch_size': 6}, 'another batch_size: 4, now 6'),
     ({'learning_rate': 0.5}, 'another learning_rate: .*, now 0.5'),
     ({'start_from': str(workdir)}, 'another start_from: "", now "'),
+    (
+      {'task': functools.partial(tiny_data.make_task, word_weight=1.0)},
+      r'another loss_weights: \[1.0, 0.01\], now \[1.0, 1.0\]',
+    ),
+    (
+      {'task': functools.partial(tiny_data.make_task, crop=(8, 8, 8))},
+      r'another crop: null, now \[8, 8, 8\]',
+    ),
+    (
+      {
+        'task': functools.partial(
+          tiny_data.make_task, perturb=tasks.make_perturb
+        )
+      },
+      r'another perturbation: .*, now \{"elastic_probability": 1.0',
+    ),
   ):
     with pytest.raises(errors.UserError, match=named):
       tiny_data.train(workdir, strategy, data_dir, epochs=4, **settings)
   tiny_data.assert_equal(tiny_data.load_weights(workdir), before)
+
+
+def test_a_start_that_was_refused_can_be_mended(
+  run, tmp_path, strategy, data_dir
+):
+  train = functools.partial(
+    tiny_data.train, tmp_path / 'run', strategy, data_dir, epochs=1
+  )
+  with pytest.raises(errors.UserError, match='does not exist'):
+    train(start_from=str(tmp_path / 'none'))
+  other = functools.partial(
+    models.build_visual_word_net, base_filters=4, depth=3
+  )
+  with pytest.raises(errors.UserError, match='set the base_filters and depth'):
+    train(
+      start_from=str(run[0]),
+      task=functools.partial(tiny_data.make_task, model=other),
+    )
+  assert len(train(start_from=str(run[0]))) == 1
 
 
 def test_a_workdir_in_use_is_refused(run, strategy, data_dir):

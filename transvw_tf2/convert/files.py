@@ -120,7 +120,8 @@ def convert(
       f' {" or ".join(network_lib.MAY_BE_MISSING)}, for nothing is of use'
       ' without an encoder'
     )
-  network = network_lib.fit(read(source), allow_missing)
+  found = read(source)
+  network = network_lib.fit(found, allow_missing)
   if os.path.exists(output) and os.path.samefile(source, output):
     raise errors.UserError(
       f'--output {output} is the --input: give another name'
@@ -130,7 +131,9 @@ def convert(
   elif output_format == PT:
     targets = torch_pt.write(output, network)
   else:
-    targets = _write_keras(output, network)
+    # One of ours that is whole stays what it is, such as a classifier.
+    model = None if network.left_out else found.model
+    targets = _write_keras(output, network, model)
   rows = [
     report.Row(
       source=network.origins[name],
@@ -157,8 +160,8 @@ def _describe(network):
   yield from network.notes
 
 
-def _write_keras(path, network) -> dict[str, str]:
-  model = network_lib.build(network)
+def _write_keras(path, network, model) -> dict[str, str]:
+  model = model or network_lib.build(network)
   with output_file.replacing(path, suffix='.keras') as partial:
     model.save(partial)
   return {name: name for name in network.origins}

@@ -17,8 +17,11 @@ def load(
 ) -> keras.Model:
   """Loads a network; see transvw_tf2.convert.load."""
   source = files.read(path)
-  network = network_lib.fit(source, allow_missing)
-  model = source.model or network_lib.build(network)
+  model = source.model
+  if model is None:
+    model = network_lib.build(network_lib.fit(source, allow_missing))
+  else:
+    network_lib.by_name(source)  # checks the numbers
   if batch_statistics:
     if not isinstance(model, torch_variant.TorchVisualWordNet):
       raise errors.UserError(

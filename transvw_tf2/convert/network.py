@@ -121,7 +121,7 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
     errors.UserError: a tensor is missing, has another shape than its neighbours
       ask for, is not finite, or belongs to no layer.
   """
-  found = _by_name(source)
+  found = by_name(source)
   sizes = _best_sizes(source, found)
   if sizes is None:
     raise _error(
@@ -159,7 +159,12 @@ def fit(source: Source, allow_missing: Collection[str] = ()) -> Network:
   )
 
 
-def _by_name(source) -> dict[str, Tensor]:
+def by_name(source: Source) -> dict[str, Tensor]:
+  """Returns the tensors of a file by 'layer/weight'.
+
+  Raises:
+    errors.UserError: two have one name, or a number is not finite.
+  """
   found = {}
   for tensor in source.tensors:
     if tensor.name in found:

@@ -222,11 +222,11 @@ class ConvBlock(keras.layers.Layer):
     kernel = keras.ops.cast(self.conv.kernel, self.compute_dtype)
     convolved = convolution(kernel)
     # Keras' layer takes the moving statistics where it is frozen.
-    if self.synchronized_batch_norm and learns:
+    if self.synchronized_batch_norm and training and learns:
       convolved = _add_bias(convolved, self.conv.bias)
       normalized = self.relu(self.batch_norm(convolved, training=True))
     else:
-      normalized = self._normalize_batch(convolved)
+      normalized = self._normalize_batch(convolved, training and learns)
     return decorrelation.watch(normalized)
 
   def fold(self) -> None:
@@ -252,17 +252,17 @@ class ConvBlock(keras.layers.Layer):
     scale = layer.gamma * keras.ops.rsqrt(layer.moving_variance + layer.epsilon)
     return kernel * scale, (bias - layer.moving_mean) * scale + layer.beta
 
-  def _normalize_batch(self, convolved):
+  def _normalize_batch(self, convolved, learns):
     """Normalises by the statistics of the batch, then ReLU.
 
-    One operation each way, where Keras' layer composes about twenty. Moving
-    statistics move as in Keras.
+    One operation each way, where Keras' layer composes about twenty.
 
     The bias is not added, for the mean of the batch takes it off again: only
     the moving mean sees it, and its gradient is 0.
 
     Args:
       convolved: float (B, Z, X, Y, filters), without bias.
+      learns: whether the moving statistics move, as in Keras.
     """
     layer = self.batch_norm
     bias = keras.ops.cast(self.conv.bias, 'float32')
@@ -274,6 +274,9 @@ class ConvBlock(keras.layers.Layer):
       offset=layer.beta + 0.0 * bias,  # so that its gradient is not None
       epsilon=layer.epsilon,
     )
+    result = tf.reshape(self.relu(normalized), tf.shape(convolved))
+    if not learns:
+      return result
     # That of a population, estimated; Keras keeps that of the batch.
     count = tf.cast(tf.shape(flat)[1], tf.float32)
     variance *= tf.maximum(count - 1, 1) / count
@@ -282,7 +285,7 @@ class ConvBlock(keras.layers.Layer):
       (layer.moving_variance, variance),
     ):
       moving.assign(moving * layer.momentum + value * (1 - layer.momentum))
-    return tf.reshape(self.relu(normalized), tf.shape(convolved))
+    return result
 
   def compute_output_shape(self, input_shape):
     return (*input_shape[:-1], self.filters)

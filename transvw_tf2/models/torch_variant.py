@@ -52,8 +52,8 @@ class TorchVisualWordNet(keras.Model):
       epsilon: of batch normalisation.
       batch_statistics: whether batches are normalised by their own statistics
         in evaluation too, as in the release, and where the network is frozen:
-        the outputs of a cube then depend on its batch, and the moving
-        statistics never move.
+        the outputs of a cube then depend on its batch. The moving statistics,
+        which a network that starts from this one may need, move in training.
       synchronized_batch_norm: see blocks.ConvBlock.
       **kwargs: passed to keras.Model.
     """
@@ -80,8 +80,7 @@ class TorchVisualWordNet(keras.Model):
     for block in self._conv_blocks():
       block.batch_statistics = batch_statistics
       block.batch_norm.epsilon = epsilon
-      # With a momentum of 1 an evaluation leaves the statistics as they are.
-      block.batch_norm.momentum = 1.0 if batch_statistics else _MOMENTUM
+      block.batch_norm.momentum = _MOMENTUM
 
   def _add_decoder(self):
     blocks.check_positive(output_channels=self.output_channels)

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import json
 import math
 import os
 import shutil
@@ -12,7 +13,6 @@ import time
 
 import keras
 import tensorflow as tf
-import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2.training import built_data
@@ -20,8 +20,10 @@ from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
 from transvw_tf2.training import evaluation_report
 from transvw_tf2.training import gin_files
+from transvw_tf2.training import label_fraction
 from transvw_tf2.training import loop
 from transvw_tf2.training import settings
+from transvw_tf2.training import summary
 
 SCRATCH = 'scratch'
 LOG_FILE = 'log.txt'
@@ -55,7 +57,7 @@ def open_task(path: str) -> Task:
       no example.
   """
   data_dir = built_data.find_data_dir(path, _MADE_BY)
-  info = tfds.builder_from_directory(data_dir).info
+  info = built_data.open_builder(data_dir).info
   for feature, gin_file, metric in (
     ('mask', 'gin/runs/finetune_segmentation.gin', 'iou'),
     ('label', 'gin/runs/finetune_classification.gin', 'auc'),
@@ -153,6 +155,22 @@ class Plan:
     return os.path.join(self.folder_of(run), f'learning_rate_{learning_rate:g}')
 
 
+def check_labels(plan: Plan, runs: Sequence[Run]) -> None:
+  """Checks that no run would have to learn a class that it has no example of.
+
+  Raises:
+    UserError: one would.
+  """
+  for name, task in plan.tasks.items():
+    if task.metric != 'auc':
+      continue
+    choices = {(run.fraction, run.seed) for run in runs if run.task == name}
+    label_fraction.check(
+      built_data.open_data(task.data_dir, built_data.CUBES_AND_LABELS),
+      sorted(choices),
+    )
+
+
 def begin_process(parent: int, processes: int) -> None:
   """Shares the cores, and makes this process end when its parent is gone.
 
@@ -227,7 +245,6 @@ def _learning_rate_bindings(plan, run) -> list[list[str]]:
 
 def _train(plan, run, bindings) -> dict[str, object]:
   """Trains a network; returns its row."""
-  start = time.monotonic()
   task = plan.tasks[run.task]
   keras.backend.clear_session()
   gin_files.parse(
@@ -256,8 +273,16 @@ def _train(plan, run, bindings) -> dict[str, object]:
     'metric': task.metric,
     'validation': history[epoch - 1][f'validation/{task.metric}'],
     'value': math.nan,
-    'seconds': round(time.monotonic() - start, 1),
+    'seconds': round(_read_seconds(workdir), 1),
   }
+
+
+def _read_seconds(workdir) -> float:
+  """Returns what a training took, all calls of one that was cut off."""
+  with open(
+    os.path.join(workdir, summary.SUMMARY_FILE), encoding='utf-8'
+  ) as file:
+    return json.load(file)['seconds']
 
 
 def _best(rows) -> dict[str, object]:

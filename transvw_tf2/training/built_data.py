@@ -146,6 +146,21 @@ def find_data_dir(
   return found[0]
 
 
+def open_builder(data_dir: str) -> tfds.core.DatasetBuilder:
+  """Returns what reads the data set in the folder of a version.
+
+  Raises:
+    UserError: its description is damaged.
+  """
+  try:
+    return tfds.builder_from_directory(data_dir)
+  except Exception as error:  # tfds raises many kinds for damaged metadata
+    raise errors.UserError(
+      f'data set {data_dir} cannot be opened'
+      f' ({" ".join(str(error).split())[:200]}): build it anew'
+    ) from error
+
+
 def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
   """Opens a built data set.
 
@@ -163,12 +178,7 @@ def open_data(data_dir: str, features: Sequence[str] = CUBES_AND_WORDS) -> Data:
       f'no data set is given: add --data DIR, the folder that {made_by} wrote'
     )
   data_dir = find_data_dir(str(data_dir), made_by)
-  try:
-    builder = tfds.builder_from_directory(data_dir)
-  except Exception as error:  # tfds raises many kinds for damaged metadata
-    raise errors.UserError(
-      f'data set {data_dir} cannot be opened ({error}): build it anew'
-    ) from error
+  builder = open_builder(data_dir)
   if builder.info.file_format != tfds.core.FileFormat.TFRECORD:
     raise errors.UserError(
       f'data set {data_dir} has {builder.info.file_format.value} files, wanted'

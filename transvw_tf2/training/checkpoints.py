@@ -29,7 +29,10 @@ DESCRIPTION_FILE = 'model.json'
 FOLDER = 'checkpoints'
 _WORKERS = '.workers'
 # That descriptions of older runs lack.
-_LATER_SETTINGS = ('best_metric', 'learning_rate', 'start_from')
+_LATER_SETTINGS = (
+  *('best_metric', 'learning_rate', 'start_from'),
+  *('loss_weights', 'crop', 'perturbation'),
+)
 
 # What TensorFlow raises for a checkpoint that is cut or of another model.
 _DAMAGED = (AssertionError, IndexError, ValueError, tf.errors.OpError)
@@ -210,7 +213,12 @@ def write_description(workdir: str, description: dict) -> None:
   # As it will be read: tuples become lists.
   description = json.loads(json.dumps(description))
   path = os.path.join(workdir, DESCRIPTION_FILE)
-  if os.path.exists(path):
+  # One without a checkpoint is of a run that did not begin.
+  begun = any(
+    _find_checkpoints(os.path.join(workdir, FOLDER, which))
+    for which in (LATEST, BEST)
+  )
+  if begun and os.path.exists(path):
     _compare(workdir, _read_description(workdir), description)
     return
   with (

@@ -127,6 +127,22 @@ def predict_masks(
   )
 
 
+def _check_embeds(model, data) -> None:
+  if getattr(model, 'batch_statistics', False):
+    raise errors.UserError(
+      'the network normalises by the statistics of a batch (batch_statistics),'
+      ' so that an embedding depends on the cubes beside it: a probe wants one'
+      ' without'
+    )
+  try:
+    model.embed(tf.zeros((1, *data.shape, 1)))
+  except ValueError as error:
+    raise errors.UserError(
+      f'cubes of {data.shape} voxels of data set {data.data_dir} do not fit the'
+      f' network: {error}'
+    ) from error
+
+
 def probe_classes(
   model,
   data: built_data.Data,
@@ -144,7 +160,12 @@ def probe_classes(
     batch_size: cubes at a time.
     probe: NEIGHBOURS or LINEAR (logistic regression).
     neighbours: that vote, weighted by distance.
+
+  Raises:
+    UserError: the network cannot embed the cubes of the data, each by itself,
+      or a class is missing.
   """
+  _check_embeds(model, data)
   run = tf.function(model.embed)
 
   def embed(batch):

@@ -3,11 +3,11 @@
 Nested for one seed: the patients of a tenth are among those of a half.
 """
 
+from collections.abc import Iterable
 from collections.abc import Sequence
 import dataclasses
 import math
 
-import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
@@ -51,9 +51,54 @@ def select(
     )
   if fraction == 1:
     return data
+  records, examples = _read(data)
+  places = _choose_places(examples, fraction, seed)
+  lacking = _find_lacking(data, examples, places)
+  if lacking:
+    raise errors.UserError(
+      f'train.label_fraction {fraction} leaves no example of class {lacking!r}'
+      f' in {data.data_dir}: raise it, or change train.seed'
+    )
+  return dataclasses.replace(
+    data,
+    records={schema.TRAIN: tf.gather(records, places)},
+    selected={schema.TRAIN: len(places)},
+  )
+
+
+def check(data: built_data.Data, choices: Iterable[tuple[float, int]]) -> None:
+  """Checks that `select` would find examples of all classes.
+
+  Args:
+    data: as of `select`.
+    choices: fractions, above 0 and at most 1, and seeds.
+
+  Raises:
+    UserError: it would not, with all the choices that are wrong.
+  """
+  choices = [one for one in choices if one[0] < 1]
+  if not choices or not data.classes:
+    return
+  _, examples = _read(data)
+  wrong = []
+  for fraction, seed in choices:
+    lacking = _find_lacking(
+      data, examples, _choose_places(examples, fraction, seed)
+    )
+    if lacking:
+      wrong.append(f'{fraction:g} with seed {seed} (no {lacking!r})')
+  if wrong:
+    raise errors.UserError(
+      f'fractions of the training labels of {data.data_dir} leave a class'
+      f' without an example: {", ".join(wrong)}; wanted larger fractions'
+    )
+
+
+def _read(data):
+  """Returns the training records, and `scan_id` and `label` of each."""
   if 'scan_id' not in data.builder.info.features:
     raise errors.UserError(
-      f'train.label_fraction is {fraction}, but {data.data_dir} has no feature'
+      f'a fraction of the labels is wanted, but {data.data_dir} has no feature'
       ' scan_id that tells patients apart: build it anew'
     )
   records = input_pipeline.read_records(data, schema.TRAIN)
@@ -64,26 +109,20 @@ def select(
     .map(decode, tf.data.AUTOTUNE)
     .as_numpy_iterator()
   )
-  chosen = choose_patients(
-    [row['scan_id'].decode() for row in rows], fraction, seed
-  )
-  places = [
-    place for place, row in enumerate(rows) if row['scan_id'].decode() in chosen
-  ]
-  if labelled:
-    _check_classes(data, [rows[place]['label'] for place in places], fraction)
-  return dataclasses.replace(
-    data,
-    records={schema.TRAIN: tf.gather(records, places)},
-    selected={schema.TRAIN: len(places)},
-  )
+  return records, rows
 
 
-def _check_classes(data, labels, fraction) -> None:
-  counts = np.bincount(labels, minlength=len(data.classes))
-  for name, count in zip(data.classes, counts, strict=True):
-    if not count:
-      raise errors.UserError(
-        f'train.label_fraction {fraction} leaves no example of class {name!r}'
-        f' in {data.data_dir}: raise it, or change train.seed'
-      )
+def _choose_places(examples, fraction, seed) -> list[int]:
+  """Returns where the examples of the chosen patients are."""
+  scan_ids = [one['scan_id'].decode() for one in examples]
+  chosen = choose_patients(scan_ids, fraction, seed)
+  return [place for place, one in enumerate(scan_ids) if one in chosen]
+
+
+def _find_lacking(data, examples, places) -> str | None:
+  """Returns a class that has no example at these places, if any."""
+  if not data.classes:
+    return None
+  found = {int(examples[place]['label']) for place in places}
+  missing = set(range(len(data.classes))) - found
+  return data.classes[min(missing)] if missing else None

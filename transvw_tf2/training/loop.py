@@ -338,9 +338,11 @@ class _Loop:
       )
 
   def _not_finite(self, when) -> errors.UserError:
+    workdir = self._run.workdir
+    hint = f', or train.start_from = "{workdir}", its best weights'
     return errors.UserError(
-      f'the loss is not finite {when}: lower train.learning_rate; the last'
-      f' good checkpoint in {self._run.workdir} is kept'
+      f'the loss is not finite {when}: give a lower train.learning_rate and'
+      f' another --workdir{hint if self._progress.epoch else ""}'
     )
 
   def _save_within_epoch(self):

@@ -165,6 +165,15 @@ class _CubeTask(Task):
       )
     return {**batch, 'cube': cube}
 
+  def describe(self) -> dict:
+    """Returns what the validation loss is of: parts, and perturbed how."""
+    config = self._perturb.get_config()
+    layer = set(keras.layers.Layer().get_config())
+    return {
+      'crop': self._shape,
+      'perturbation': {key: config[key] for key in config if key not in layer},
+    }
+
   def make_inputs(self, batch, seeds):
     """Perturbs the cubes of a batch by int32 (B, 2) seeds."""
     return self._perturb(batch['cube'], seeds)
@@ -192,8 +201,8 @@ class _WordTask(_CubeTask):
     )
 
   def describe(self) -> dict:
-    """Returns the names of the words."""
-    return {'words': self._words}
+    """Returns the names of the words too."""
+    return {'words': self._words, **super().describe()}
 
   def totals(self, outputs, batch) -> dict[str, tf.Tensor]:
     """Returns `confusion`, float32 (C, C): true word, named word."""
@@ -259,6 +268,11 @@ class Pretrain(_WordTask):
     super().__init__(model, perturb, crop)
     self._restoration_weight = restoration_weight
     self._word_weight = word_weight
+
+  def describe(self) -> dict:
+    """Returns the weights of the losses too."""
+    weights = [self._restoration_weight, self._word_weight]
+    return {**super().describe(), 'loss_weights': weights}
 
   def losses(self, outputs, batch, inputs) -> dict[str, tf.Tensor]:
     """Returns losses and metrics of each cube.

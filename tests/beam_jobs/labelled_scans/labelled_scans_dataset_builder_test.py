@@ -290,3 +290,17 @@ def test_an_absolute_path_is_the_same_scan(tmp_path):
   _write(tmp_path, [['scan', 'label'], ['a', 'x'], [inside, 'y']])
   with pytest.raises(errors.UserError, match='2 rows of a, wanted one'):
     label_table.read(str(tmp_path))
+
+
+def test_a_scan_has_one_name(tmp_path):
+  """Else it could be in training and in the test."""
+  folder = tmp_path / 'scans'
+  folder.mkdir()
+  (tmp_path / 'link').symlink_to(folder)
+  for other in ('../scans/a', str(tmp_path / 'link' / 'a')):
+    _write(
+      folder,
+      [['scan', 'label', 'split'], ['a', 'x', 'train'], [other, 'y', 'test']],
+    )
+    with pytest.raises(errors.UserError, match='are one scan, wanted one name'):
+      label_table.read(str(folder))
