@@ -65,8 +65,9 @@ def test_the_commands_work_one_after_another(tmp_path):
       *('LUNG_VOCABULARY', 'ATLAS.html', 'INDEX', 'AUTOENCODER'),
       'CLUSTER_VOCABULARY',
       *('TransVW_chest_ct.h5', 'OFFICIAL.keras', 'OURS.h5'),
+      'OFFICIAL_ENCODER',
       *('TARGETS', 'CANDIDATES', 'NODULES', 'REPORT'),
-      *('MY_SCANS', 'MY_DATA', 'MY_REPORT'),
+      *('MY_SCANS', 'MY_DATA', 'MY_REPORT', 'MY_RUN', 'MY_PROBE', 'MY_MODEL'),
       *('AUTOENCODER_MODEL', 'PAPER_VOCABULARY', 'NPY', 'RELEASED_DATA'),
       *('EMBEDDINGS', 'SIMILAR.png', 'PROJECTOR'),
       *('KNOWN_SCANS', 'KNOWN', 'PARTS_ENCODER', 'PAIRS.csv', 'STUDY'),
@@ -118,9 +119,13 @@ def test_the_commands_work_one_after_another(tmp_path):
     assert set(arrays) == {'embeddings', 'places', 'mean'}
 
   namespace = {'cubes': np.zeros((1, 64, 64, 32, 1), np.float32)}
-  load_cubes, load_weights = _blocks('python')
+  load_cubes, load_weights, classify = _blocks('python')
   path = words['TransVW_chest_ct.h5']
   exec(load_weights.replace("'TransVW_chest_ct.h5'", repr(path)), namespace)
   assert namespace['embeddings'].shape == (1, 32)
+  for name in ('SCAN.mhd', 'MY_MODEL'):
+    classify = classify.replace(f"'{name}'", repr(words[name]))
+  exec(classify, namespace)
+  assert namespace['scores'].shape == (1, 2)
   exec(load_cubes.replace("'DATA'", repr(words['DATA'])), namespace)
   assert isinstance(next(iter(tfds.as_numpy(namespace['cubes']))), dict)
