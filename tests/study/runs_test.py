@@ -126,7 +126,7 @@ def test_damaged_data_are_one_line(data_dir, tmp_path):
 
 
 def test_a_class_without_labels_is_told_before_the_first_run(tmp_path):
-  """A patient has one class: a sixth of them has one alone."""
+  """A patient has one class here, so that few patients may lack the other."""
   features = tfds.features.FeaturesDict(
     {
       'cube': tiny_data.make_volume(np.int16),
