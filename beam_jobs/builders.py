@@ -30,6 +30,12 @@ class NotForThisTaskError(errors.UserError):
 class OneBuild:
   """Mixin of a builder: of one data set, one build at a time."""
 
+  def __init__(self, *, data_dir: os.PathLike | None = None, **kwargs):
+    """As in TFDS; a relative --data_dir is found by all workers too."""
+    if data_dir:
+      data_dir = storage.absolute(os.path.expanduser(data_dir))
+    super().__init__(data_dir=data_dir, **kwargs)
+
   def download_and_prepare(self, **kwargs) -> None:
     """As in TFDS; removes what builds that were killed left, all their cubes.
 
@@ -212,7 +218,7 @@ def local_folder(path: os.PathLike) -> str:
 
 
 def find_manual_dir(dl_manager, wanted: str) -> str:
-  """Returns --manual_dir, a local folder or an address.
+  """Returns --manual_dir, an absolute path or an address.
 
   Raises:
     UserError: a local one does not exist or is empty; the line says what is
@@ -223,7 +229,7 @@ def find_manual_dir(dl_manager, wanted: str) -> str:
   if storage.is_remote(given):
     return given
   try:
-    return os.fspath(dl_manager.manual_dir)
+    return os.path.abspath(dl_manager.manual_dir)
   except AssertionError as error:
     # The first sentence of TFDS names the folder.
     first = str(error).partition(' Create it')[0]

@@ -27,6 +27,7 @@ from beam_jobs import pipelines
 from beam_jobs import plan
 from beam_jobs import progress
 from transvw_tf2 import errors
+from transvw_tf2.scans import storage
 from transvw_tf2.scans import thumbnail
 from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
@@ -53,7 +54,7 @@ class EncoderHandler(base.ModelHandler[np.ndarray, np.ndarray, object]):
       batch_size: thumbnails per call of the encoder.
     """
     super().__init__(min_batch_size=batch_size, max_batch_size=batch_size)
-    self._model = model
+    self._model = storage.absolute(model)
 
   def load_model(self) -> encoders.Encoder:
     return encoders.load(self._model, signatures.THUMBNAILS)
@@ -212,6 +213,7 @@ def describe_index(
   Raises:
     UserError: the model does not fit, or gives numbers that are not finite.
   """
+  index = storage.absolute(index)
   info = tfds.builder_from_directory(index).info
   check_model(model, info.features['thumbnail'].shape)
   paths = [

@@ -157,7 +157,7 @@ def _go_on(
   embedding_files.prepare_folder(output, settings)
   left = _find_left(scan_files, output)
   handler = scan_embedder.ScanEncoderHandler(
-    os.path.abspath(model), settings.stride, batch_size
+    storage.absolute(model), settings.stride, batch_size
   )
   counters, rejected = {}, ()
   if left:
@@ -281,6 +281,8 @@ def _write_counters(output, scan_files, rejected) -> None:
 
 def _embed(scan_files, handler, output, settings, options):
   """Returns Beam's counters and the rejected rows, sorted."""
+  # A worker may have another working directory.
+  output = os.path.abspath(output)
   prefix = embedding_files.WORK_PREFIX
   with tempfile.TemporaryDirectory(dir=output, prefix=prefix) as folder:
     stop = transforms.StopFile(os.path.join(folder, 'stop.txt'))

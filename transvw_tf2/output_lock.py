@@ -85,7 +85,8 @@ def making(output: str, name: str = '') -> Iterator[str]:
       try:
         check_new(output, what)  # another run may just have finished it
         _empty(temporary)
-        yield temporary
+        # A worker may have another working directory.
+        yield os.path.abspath(temporary)
         os.rename(os.path.join(temporary, name).rstrip(os.sep), output)
       finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -80,8 +80,8 @@ def find_scans(folder: str) -> list[ScanFile]:
   if not storage.is_folder(folder):
     raise LayoutError(f'no folder {folder}; give the folder of the scans')
   try:
-    in_subsets = list(_find_in_subsets(folder))
-    in_splits = list(_find_in_splits(folder))
+    in_subsets = list(_find_in_subsets(storage.absolute(folder)))
+    in_splits = list(_find_in_splits(storage.absolute(folder)))
   except OSError as error:
     raise LayoutError(f'cannot list {folder}: {error}') from error
   if in_subsets and in_splits:

@@ -33,6 +33,11 @@ def is_remote(path: str) -> bool:
   return bool(_ADDRESS.match(path))
 
 
+def absolute(path: str) -> str:
+  """Returns a path that a worker in another working directory finds too."""
+  return path if is_remote(path) else os.path.abspath(path)
+
+
 def is_folder(path: str) -> bool:
   """Returns whether there is such a folder; raises StorageError."""
   if not is_remote(path):
