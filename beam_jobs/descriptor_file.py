@@ -32,6 +32,39 @@ def read(path: str, scan_ids: Sequence[str]) -> np.ndarray:
     UserError: the file cannot be read, is none of descriptors, lacks a scan,
       or has a number that is not finite.
   """
+  rows, matrix = _read_all(path)
+  missing = [scan_id for scan_id in scan_ids if scan_id not in rows]
+  if missing:
+    raise errors.UserError(
+      f'descriptors {path} lack {len(missing)} of {len(scan_ids)} scans, first'
+      f' {min(missing)}: {_HINT}'
+    )
+  matrix = matrix[[rows[scan_id] for scan_id in scan_ids]].astype(np.float32)
+  check_finite(matrix, scan_ids, f'descriptors {path}')
+  return matrix
+
+
+def check(path: str, scan_ids: Sequence[str]) -> None:
+  """Checks descriptors before it is known which scans can be used.
+
+  Args:
+    path: see `read`.
+    scan_ids: of all scans.
+
+  Raises:
+    UserError: the file cannot be read, is none of descriptors, or has none of
+      the scans.
+  """
+  rows, _ = _read_all(path)
+  if rows.keys().isdisjoint(scan_ids):
+    raise errors.UserError(
+      f'descriptors {path} are of {len(rows)} scans, first {min(rows)}, and of'
+      f' none of the {len(scan_ids)} scans given: {_HINT}'
+    )
+
+
+def _read_all(path: str) -> tuple[dict[str, int], np.ndarray]:
+  """Returns the rows of scans, by id, and their descriptors (N, D)."""
   try:
     known, matrix = _read_arrays(path, 'scan_id', 'descriptors')
     _check_text(known)
@@ -60,15 +93,7 @@ def read(path: str, scan_ids: Sequence[str]) -> np.ndarray:
     raise errors.UserError(
       f'descriptors {path} name {len(known) - len(rows)} scans twice: {_HINT}'
     )
-  missing = [scan_id for scan_id in scan_ids if scan_id not in rows]
-  if missing:
-    raise errors.UserError(
-      f'descriptors {path} lack {len(missing)} of {len(scan_ids)} scans, first'
-      f' {min(missing)}: {_HINT}'
-    )
-  matrix = matrix[[rows[scan_id] for scan_id in scan_ids]].astype(np.float32)
-  check_finite(matrix, scan_ids, f'descriptors {path}')
-  return matrix
+  return rows, matrix
 
 
 def _read_arrays(path: str, *names: str) -> list[np.ndarray]:

@@ -44,7 +44,7 @@ _EXTEND = flags.DEFINE_string(
   None,
   'A vocabulary.json of the same scans. Words are added to it until there are'
   ' --words; its own and their cubes stay the same. Other settings are taken'
-  ' from it.',
+  ' from it, but not the descriptor: give the same again.',
 )
 _QUALITY = flags.DEFINE_boolean(
   'quality',
@@ -98,6 +98,11 @@ def run(
     raise errors.UserError(
       '--quality measures words, of which --descriptors_only writes none: give'
       ' one of the two'
+    )
+  if extend and descriptors_only:
+    raise errors.UserError(
+      '--extend adds words, of which --descriptors_only writes none: give one'
+      ' of the two'
     )
   folder = plan.check_new(output, 'folder')
   scan_files = luna16.find_scans(scans)

@@ -106,7 +106,8 @@ def discover(
     extend: the vocabulary.json of a vocabulary of the same scans, or its
       folder, to which words are added until there are `settings.words`. The
       other settings are those it was made with.
-    described_by: see `descriptor_settings.DescriptorSettings`.
+    described_by: see `descriptor_settings.DescriptorSettings`; with `extend`,
+      as the vocabulary was made, which does not say it.
     descriptors_only: write no words and no instances.
     runner: see `pipelines.run`.
     options: Beam options.
@@ -144,8 +145,11 @@ def discover(
     result = _build(
       summaries, folder, settings, extend, old, described_by, descriptors_only
     )
-  finally:
-    shutil.rmtree(summaries)
+  except BaseException:
+    # What went wrong must be seen, and not that this fails too.
+    shutil.rmtree(summaries, ignore_errors=True)
+    raise
+  shutil.rmtree(summaries)
   _write_counters(folder, result, wanted)
   return result
 
@@ -185,6 +189,10 @@ def check(
     raise errors.UserError(
       f'none of {len(scan_files)} scans belongs to the training split; LUNA16'
       ' folds 0-4 (subset0 .. subset4) or a train/ folder are needed'
+    )
+  if described_by.descriptors:
+    descriptor_file.check(
+      described_by.descriptors, [one.scan_id for one in wanted]
     )
   return wanted, settings, old
 

@@ -116,6 +116,8 @@ def _parse(row, kind, classes, folder) -> Row:
   for name in _COLUMNS[kind]:
     if not row[name].strip():
       raise ValueError(f'{name} is empty')
+    if '\0' in row[name]:
+      raise ValueError(f'{name} has a NUL character, which no path has')
   label = row.get('label', '').strip()
   if classes and kind != MASKS and label not in classes:
     raise ValueError(f'label is {label!r}, wanted one of {", ".join(classes)}')

@@ -57,6 +57,8 @@ _NODULES = flags.DEFINE_list(
   None,
   'Number in a patient, LOWEST,HIGHEST (default: 1,4; with --from none).',
 )
+# Flags that say how nodules are, or what is taken for one.
+_OF_NODULES = {'attached', 'detected_candidates', 'diameter'}
 
 
 def main(argv):
@@ -111,7 +113,14 @@ def _make_variation() -> phantom.Variation | None:
     usual = phantom.Variation()
   else:
     usual = phantom.variation_of(reader.read_scan(_FROM.value))
-  return dataclasses.replace(usual, **changes)
+  variation = dataclasses.replace(usual, **changes)
+  idle = sorted(changes.keys() & _OF_NODULES)
+  if idle and variation.nodules[1] == 0:
+    raise errors.UserError(
+      f'--{", --".join(idle)} would do nothing without nodules: give --nodules'
+      ' too, such as --nodules 1,4'
+    )
+  return variation
 
 
 def _parse(flag, count: int, kind, wanted: str) -> tuple:

@@ -20,8 +20,8 @@ from absl import flags
 import numpy as np
 from PIL import Image
 
-from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.discovery import quality as quality_lib
 from transvw_tf2.discovery import vocabulary as vocabulary_lib
@@ -316,22 +316,14 @@ if (wanted && document.querySelector(`th[data-column="${wanted[2]}"]`))
 
 def main(argv):
   del argv
+  output_file.check_place(_OUTPUT.value)
   data = built_data.find_data_dir(_DATA.value)
   quality = None
   if os.path.exists(os.path.join(data, quality_lib.QUALITY_FILE)):
     quality = quality_lib.read_quality(data)
   rows = read_rows(data, _PATIENTS.value, _VALIDATION.value, quality)
   page = make_page(f'Visual words of {os.path.abspath(data)}', rows, quality)
-  temporary = f'{_OUTPUT.value}.tmp'
-  try:
-    with open(temporary, 'w', encoding='utf-8') as file:
-      file.write(page)
-  except OSError as error:
-    raise errors.UserError(
-      f'--output {_OUTPUT.value} cannot be written: {error.strerror}; give a'
-      ' file in a folder that exists'
-    ) from error
-  os.replace(temporary, _OUTPUT.value)
+  output_file.write(_OUTPUT.value, page.encode())
   print(f'{len(rows)} words in {_OUTPUT.value}')
 
 

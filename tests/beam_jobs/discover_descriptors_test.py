@@ -150,6 +150,37 @@ def test_a_wrong_model_is_refused_before_a_scan_is_read(
   assert os.listdir(tmp_path) == ['scans']
 
 
+@pytest.mark.parametrize('kind', ['no file', 'damaged', 'other collection'])
+@pytest.mark.parametrize('dry_run', [False, True])
+def test_wrong_descriptors_are_refused_before_a_scan_is_read(
+  job, scans, tmp_path, kind, dry_run
+):
+  path = tmp_path / 'descriptors.npz'
+  if kind == 'damaged':
+    path.write_bytes(b'PK no archive')
+  if kind == 'other collection':
+    vocabulary.write_descriptors(
+      str(tmp_path), ['a', 'b'], np.zeros((2, 3), np.float32)
+    )
+  text = 'cannot be read'
+  if kind == 'other collection':
+    text = 'are of 2 scans, first a, and of none of the 11 scans given'
+  with (
+    flagsaver.flagsaver(
+      scans=scans,
+      output=str(tmp_path / 'vocabulary'),
+      descriptors=str(path),
+      dry_run=dry_run,
+      **_SETTINGS,
+    ),
+    mock.patch.object(reader, 'read_scan') as read,
+    pytest.raises(errors.UserError, match=text),
+  ):
+    job.main(['discover_words'])
+  assert not read.called
+  assert 'vocabulary' not in os.listdir(tmp_path)
+
+
 def test_the_builder_takes_the_same_settings(model):
   config = transvw_luna16_dataset_builder.BuilderConfig(
     name='autoencoder', descriptor='autoencoder', descriptor_model=model

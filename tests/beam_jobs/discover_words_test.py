@@ -58,14 +58,21 @@ def _read(folder):
   }
 
 
-def test_quality_without_words_is_refused(job, tmp_path):
-  with pytest.raises(errors.UserError, match='--quality measures words'):
+@pytest.mark.parametrize(
+  ('wanted', 'message'),
+  [
+    ({'measure': True}, '--quality measures words'),
+    ({'extend': 'vocabulary.json'}, '--extend adds words'),
+  ],
+)
+def test_what_needs_words_is_refused_without(job, tmp_path, wanted, message):
+  with pytest.raises(errors.UserError, match=message):
     job.run(
       'scans',
       str(tmp_path / 'out'),
       settings_lib.Settings(),
-      measure=True,
       descriptors_only=True,
+      **wanted,
     )
 
 

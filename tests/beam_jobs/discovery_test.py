@@ -5,12 +5,14 @@ import csv
 import dataclasses
 import json
 import os
+import shutil
 from unittest import mock
 
 import numpy as np
 import pytest
 
 from beam_jobs import discovery
+from beam_jobs import pipelines
 from tests.beam_jobs import tiny_scans
 from transvw_tf2 import errors
 from transvw_tf2 import schema
@@ -255,6 +257,18 @@ def test_borders_that_do_not_fit_are_reduced_or_refused(scans, tmp_path):
     match=r'border_too_large: .* has 80 x 80 x 48 voxels, where xy_border 100',
   ):
     discovery.discover(scan_files, str(tmp_path), settings, strict=True)
+
+
+def test_a_folder_that_cannot_be_removed_hides_no_error(
+  scans, tmp_path, monkeypatch
+):
+  def lose_the_disk(*_, **__):
+    shutil.rmtree(tmp_path / 'summaries.tmp')
+    raise errors.UserError('the disk is gone')
+
+  monkeypatch.setattr(pipelines, 'run', lose_the_disk)
+  with pytest.raises(errors.UserError, match='the disk is gone'):
+    discovery.discover(luna16.find_scans(scans), str(tmp_path), _SETTINGS)
 
 
 def test_no_training_scans(scans, tmp_path):

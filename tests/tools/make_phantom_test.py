@@ -106,6 +106,10 @@ def test_it_bends_a_real_scan(make, tmp_path):
     ({'nodules': ['1', '2.5']}, '--nodules must be LOWEST,HIGHEST, got 1,2.5'),
     ({'scale': ['2', '1']}, r'scale must be \(lowest, highest\)'),
     ({'attached': 1.5}, 'attached must be a share from 0 to 1, got 1.5'),
+    (
+      {'nodules': ['0', '0'], 'attached': 0.5, 'detected_candidates': True},
+      '--attached, --detected_candidates would do nothing without nodules',
+    ),
     ({'displacement_sd': 9.0}, 'displacement_sd is 9.0 mm; at most'),
     ({'out': '/proc/nowhere/out'}, '--out /proc/nowhere/out cannot be made'),
   ],

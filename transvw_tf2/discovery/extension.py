@@ -23,8 +23,8 @@ def check_extends(
   """
   count = len(old.words)
   advice = (
-    'use just the scans it was made from, with the same versions of the'
-    ' packages, or discover all words anew without extend'
+    'use just the scans it was made from, the same descriptor, and the same'
+    ' versions of the packages, or discover all words anew without extend'
   )
   for before, now in zip(old.words, found.words, strict=False):
     if before != now:

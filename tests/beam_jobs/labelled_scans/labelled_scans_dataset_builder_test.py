@@ -214,6 +214,8 @@ def test_one_of_two_tasks_fits_the_table(folder, tmp_path):
       'line 2: scan is s3://b/a, an address',
     ),
     ([['scan', 'label', 'label'], ['a', 'x', 'y']], 'has the columns'),
+    ([['scan', 'label'], ['a\0b', 'x']], 'line 2: scan has a NUL'),
+    ([['scan', 'mask'], ['a', 'a\0b']], 'line 2: mask has a NUL'),
   ],
 )
 def test_refuses_tables(rows, line, tmp_path):
