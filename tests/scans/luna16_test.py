@@ -81,6 +81,17 @@ def test_a_folder_that_is_no_dicom_series_is_listed_and_refused(tmp_path):
     reader.read_scan(found.path)
 
 
+def test_loose_dicom_files_are_not_passed_over_in_silence(tmp_path, caplog):
+  _touch(tmp_path / 'train', '1.dcm', '2.DCM', 'a.nrrd', 'series/3.dcm')
+  found = luna16.find_scans(os.fspath(tmp_path))
+  assert [one.scan_id for one in found] == ['a', 'series']
+  (record,) = caplog.records
+  assert record.getMessage() == (
+    f'2 DICOM files right in {tmp_path / "train"} are passed over, the first is'
+    ' 1.dcm: give each series a folder of its own there'
+  )
+
+
 def test_no_folder_and_no_scans(tmp_path):
   assert _refused(tmp_path / 'nope') == (
     f'no folder {tmp_path / "nope"}; give the folder of the scans'

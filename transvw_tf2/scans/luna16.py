@@ -9,6 +9,8 @@ import math
 import os
 import re
 
+from absl import logging
+
 from transvw_tf2 import errors
 from transvw_tf2 import schema
 from transvw_tf2.scans import reader
@@ -171,7 +173,21 @@ def _find_in_splits(folder: str) -> Iterator[ScanFile]:
 
 def _find_in_folder(folder: str) -> Iterator[tuple[str, str]]:
   """Gives (scan id, path) of the scans right in a folder."""
-  for name, is_folder in storage.list_folder(folder):
+  entries = storage.list_folder(folder)
+  loose = [
+    name
+    for name, is_folder in entries
+    if name.lower().endswith('.dcm') and not is_folder
+  ]
+  if loose:
+    logging.warning(
+      '%d DICOM files right in %s are passed over, the first is %s: give each'
+      ' series a folder of its own there',
+      len(loose),
+      folder,
+      loose[0],
+    )
+  for name, is_folder in entries:
     path = os.path.join(folder, name)
     if name.startswith('.'):
       continue
