@@ -9,7 +9,9 @@ import re
 import shutil
 import subprocess
 import sys
+from unittest import mock
 
+from absl.testing import flagsaver
 import numpy as np
 from PIL import Image
 import pytest
@@ -179,10 +181,28 @@ def test_the_command_prints_the_metrics(runs, data_dir, tmp_path):
 
 def test_a_report_that_cannot_be_written_is_one_line(runs, data_dir, tmp_path):
   (tmp_path / 'file').write_text('in the way')
-  with pytest.raises(errors.UserError, match='cannot be made'):
-    evaluation_report.evaluate(
-      str(runs / 'classes'), data_dir, str(tmp_path / 'file'), resamples=0
-    )
+  for output in (tmp_path / 'file', tmp_path / 'file' / 'report'):
+    with (
+      mock.patch.object(checkpoints, 'load_model') as load,
+      pytest.raises(errors.UserError, match='file is no folder that can be'),
+    ):
+      evaluation_report.evaluate(
+        str(runs / 'classes'), data_dir, str(output), resamples=0
+      )
+    assert not load.called  # before all work
+
+
+def test_a_flag_of_another_probe_is_refused(import_main, tmp_path):
+  main = import_main('transvw_tf2.evaluate')
+  with (
+    flagsaver.flagsaver(
+      (main._PROBE, 'linear'), (main._OUTPUT, str(tmp_path / 'report'))
+    ),
+    flagsaver.as_parsed((main._NEIGHBOURS, '3')),
+    pytest.raises(errors.UserError, match='--neighbours is for --probe neigh'),
+  ):
+    main.main([])
+  assert not os.listdir(tmp_path)
 
 
 def test_masks_equal_numpy(runs, data_dir, tmp_path):

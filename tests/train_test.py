@@ -80,6 +80,12 @@ def test_compiled_replicas_learn(data_dir, tmp_path):
       'training on CPU:0, CPU:1\n',
     ),
     ('--gin_file=gin/runs/no.gin', 'gin/runs/no.gin does not exist', ''),
+    ('--threads=2', '--threads is for runs with --deterministic', ''),
+    (
+      '--gin_param=visual_word_net.depth = 1',
+      'model: depth is 1, wanted at least 2: change depth',
+      'training on CPU:0, CPU:1\n',
+    ),
   ],
 )
 def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line, said):
@@ -89,6 +95,8 @@ def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line, said):
   assert done.stderr.splitlines()[-1].startswith('error: ')
   assert line in done.stderr.splitlines()[-1]
   assert 'Traceback' not in done.stderr
+  assert 'object at 0x' not in done.stderr
+  assert 'function' not in done.stderr
   assert not workdir.exists()
 
 

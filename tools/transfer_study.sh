@@ -62,12 +62,10 @@ _build() {
 }
 
 _pretrain() {
-  local name="$1" file="$2" epochs="$3"
-  shift 3
+  local name="$1" file="$2" network="$3" epochs="$4"
+  shift 4
   python -m transvw_tf2.train --gin_file "gin/runs/$file.gin" \
-    --gin_param "visual_word_net.base_filters = $FILTERS" \
-    --gin_param "word_classifier.base_filters = $FILTERS" \
-    --gin_param "unet3d.base_filters = $FILTERS" \
+    --gin_param "$network.base_filters = $FILTERS" \
     --gin_param 'train.batch_size = 8' \
     --gin_param "train.epochs = $epochs" \
     --gin_param 'train.schedule = @CosineDecay' \
@@ -91,10 +89,11 @@ _build luna16_nodules target_patients "{\"name\": \"candidates\", $CUBE,
 _build luna16_nodules target_patients "{\"name\": \"nodules\", $CUBE,
   \"task\": \"nodule_segmentation\", \"jitter_mm\": 8}"
 RESTORE=(--gin_param "perturb.elastic_probability = $ELASTIC")
-_pretrain words words_only "$WORDS_EPOCHS"
-_pretrain restoration restoration_only "$RESTORATION_EPOCHS" "${RESTORE[@]}" \
+_pretrain words words_only word_classifier "$WORDS_EPOCHS"
+_pretrain restoration restoration_only unet3d "$RESTORATION_EPOCHS" \
+  "${RESTORE[@]}" \
   --gin_param 'Restore.crop = (32, 32, 16)'
-_pretrain both quickstart "$BOTH_EPOCHS" "${RESTORE[@]}" \
+_pretrain both quickstart visual_word_net "$BOTH_EPOCHS" "${RESTORE[@]}" \
   --gin_param "train.start_from = '$OUT/restoration'"
 python tools/transfer_study.py --output "$OUT/study" \
   --data "candidates=$OUT/data/luna16_nodules/candidates" \

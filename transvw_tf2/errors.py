@@ -1,5 +1,7 @@
 """Errors that a person can act on."""
 
+import re
+
 # A line longer than this has lost its end to whoever reads it.
 _LONGEST = 1400
 _END = 300
@@ -14,6 +16,14 @@ class UserError(Exception):
 
   def __init__(self, message: str):
     super().__init__(one_line(message))
+
+
+def without_call(error: Exception) -> str:
+  """Returns the text of an error without what gin appends.
+
+  Which is where a configurable was called from, with its address in memory.
+  """
+  return re.split(r'\s+In call to configurable ', str(error))[0]
 
 
 def one_line(text: str) -> str:

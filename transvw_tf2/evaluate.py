@@ -12,6 +12,7 @@ classes predictions.csv, with the place of each example in world mm (LPS).
 
 from absl import flags
 
+from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2.training import evaluation
 from transvw_tf2.training import evaluation_report
@@ -49,6 +50,11 @@ _SEED = flags.DEFINE_integer('seed', 1, 'Of the bootstrap.', lower_bound=0)
 
 def main(argv):
   del argv
+  if _NEIGHBOURS.present and _PROBE.value != evaluation.NEIGHBOURS:
+    raise errors.UserError(
+      f'--neighbours is for --probe {evaluation.NEIGHBOURS}: give both, or'
+      ' neither'
+    )
   metrics = evaluation_report.evaluate(
     _WORKDIR.value,
     _DATA.value,

@@ -70,9 +70,8 @@ def run(
         )
       return main(argv)
     except (errors.UserError, scan_errors.ScanError) as error:
-      # Gin appends where it was called from, on lines of its own.
-      text = str(error).partition('\n  In call to configurable')[0]
-      print('error:', ' '.join(text.split()), file=sys.stderr)
+      text = ' '.join(errors.without_call(error).split())
+      print('error:', text, file=sys.stderr)
       return 1
 
   app.run(guarded, **({'flags_parser': _parse_known} if known_only else {}))

@@ -54,6 +54,22 @@ def check_place(path: str) -> None:
     )
 
 
+def check_folder(path: str) -> None:
+  """Checks that a folder is or could be made at `path`, and written to.
+
+  Raises:
+    errors.UserError: it is a file, or lies in no folder that can be written to.
+  """
+  there = os.path.abspath(path)
+  while not os.path.lexists(there):
+    there = os.path.dirname(there)
+  if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+    raise errors.UserError(
+      f'{path} cannot be written: {there} is no folder that can be written to,'
+      ' give another'
+    )
+
+
 def check_no_pattern(flag: str, path: str) -> None:
   """Checks that TensorFlow and Beam take a path for no pattern.
 

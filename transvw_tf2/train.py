@@ -18,6 +18,7 @@ import sys
 
 from absl import flags
 
+from transvw_tf2 import errors
 from transvw_tf2 import mains
 from transvw_tf2.training import devices
 from transvw_tf2.training import gin_files
@@ -62,6 +63,10 @@ def main(argv):
   del argv
   data = [f'train.data_dir = {_DATA.value!r}'] if _DATA.value else []
   gin_files.parse(_GIN_FILE.value, [*_GIN_PARAM.value, *data])
+  if _THREADS.present and not _DETERMINISTIC.value:
+    raise errors.UserError(
+      '--threads is for runs with --deterministic: give both, or neither'
+    )
   if _DETERMINISTIC.value:
     devices.make_deterministic(_THREADS.value or os.cpu_count())
   strategy = devices.make_strategy(_DEVICES.value)
@@ -73,6 +78,7 @@ def main(argv):
         strategy,
         settings.Settings(),
         should_stop=lambda: interrupted.requested,
+        parameters=_GIN_PARAM.value,
       )
   except interruption.Interrupted as stopped:
     print(stopped, file=sys.stderr)

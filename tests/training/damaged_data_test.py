@@ -257,6 +257,25 @@ def test_damage_found_by_a_distributed_run(folder):
   assert _error(read).startswith(wanted)
 
 
+def test_a_shard_that_may_not_be_read(folder, monkeypatch):
+  data = built_data.open_data(folder)
+  path = _shard(folder)
+  read = tf.data.TFRecordDataset
+
+  # Root, as whom tests may run, may read all.
+  def refuse(name, *args, **kwargs):
+    if name == path:
+      raise tf.errors.PermissionDeniedError(None, None, f'{path}; denied')
+    return read(name, *args, **kwargs)
+
+  def fail():
+    with damaged_data.explain(data, 'train'):
+      refuse(path)
+
+  monkeypatch.setattr(tf.data, 'TFRecordDataset', refuse)
+  assert _error(fail).startswith(f'shard {path} may not be read by this user')
+
+
 def test_other_errors_stay_as_they_are(data_dir):
   data = built_data.open_data(data_dir)
   with (

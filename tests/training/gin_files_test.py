@@ -161,6 +161,30 @@ def test_values_of_the_right_kind_are_taken():
   assert isinstance(settings_lib.Settings().task(), tasks.Restore)
 
 
+def test_bindings_that_nothing_asked_for_are_found():
+  used = [
+    *('train.seed = 3', 'training.train.task = @Restore'),
+    *('FILTERS = 2', 'unet3d.base_filters = %FILTERS'),
+  ]
+  unused = ['visual_word_net.base_filters = 4', 'CosineDecay.epochs=10']
+  gin_files.parse([], [*used, *unused])
+  settings_lib.Settings().task().build_model()
+  assert gin_files.find_unused([*used, *unused]) == unused
+
+
+@pytest.mark.parametrize(
+  ('text', 'line'),
+  [('import no_such_module', 'No module named'), ('include "a.gin"', 'recurs')],
+)
+def test_a_file_that_cannot_be_read_is_one_line(
+  tmp_path, monkeypatch, text, line
+):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 'a.gin').write_text(text)
+  with pytest.raises(errors.UserError, match=f'gin, in a.gin: .*{line}'):
+    gin_files.parse(['a.gin'])
+
+
 def test_missing_file_is_one_line():
   with pytest.raises(errors.UserError, match=r'no\.gin does not exist'):
     gin_files.parse(['no.gin'])

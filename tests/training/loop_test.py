@@ -1,6 +1,8 @@
 """The whole loop in seconds: it learns, resumes exactly, and refuses."""
 
+import contextlib
 import functools
+import os
 
 import numpy as np
 import pytest
@@ -250,6 +252,22 @@ def test_a_run_that_is_asked_to_stop_goes_on_exactly(
   for row, want in zip(rows, run[1], strict=True):
     for name in set(want) - {'cubes_per_second'}:
       assert row[name] == pytest.approx(want[name], rel=1e-12), name
+  # No step was left of an epoch that had been in validation.
+  assert np.isnan(rows[0]['cubes_per_second']) == (calls == 5)
+
+
+def test_a_run_that_nobody_listens_to_goes_on(
+  tmp_path, strategy, data_dir, monkeypatch
+):
+  read, write = os.pipe()
+  os.close(read)
+  with open(write, 'w', encoding='utf-8', buffering=1) as closed:
+    monkeypatch.setattr('sys.stdout', closed)
+    rows = tiny_data.train(tmp_path, strategy, data_dir, epochs=1)
+    monkeypatch.undo()
+    with contextlib.suppress(BrokenPipeError):
+      closed.close()
+  assert len(rows) == 1
 
 
 @pytest.mark.parametrize(

@@ -96,10 +96,26 @@ def test_counters_are_in_the_checkpoint(tmp_path):
   assert run([1.0] * 4, *second, rate) == whole == (0.5, True)
 
 
+def test_with_more_patience_a_run_that_was_over_goes_on(tmp_path):
+  stopping = schedules.EarlyStopping(patience=2)
+  for _ in range(3):
+    stopping.update(1.0)
+  assert stopping.over
+  path = tf.train.Checkpoint(a=stopping).write(str(tmp_path / 'c'))
+  patient = schedules.EarlyStopping(patience=4)
+  tf.train.Checkpoint(a=patient).read(path).assert_consumed()
+  assert not patient.over
+  patient.update(1.0)
+  assert not patient.over
+  patient.update(1.0)
+  assert patient.over
+
+
 @pytest.mark.parametrize(
   'make',
   [
     lambda: schedules.ReduceOnPlateau(factor=1.0),
+    lambda: schedules.EarlyStopping(patience=2.5),
     lambda: schedules.ReduceOnPlateau(patience=0),
     lambda: schedules.EarlyStopping(min_delta=-1.0),
     lambda: schedules.StepDecay(epochs=0),

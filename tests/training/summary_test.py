@@ -118,6 +118,12 @@ def test_rows_of_an_earlier_version_lack_columns(tmp_path, strategy):
   assert written['cubes_per_second'] == 100
 
 
+def test_epochs_of_unknown_speed_do_not_count(tmp_path, strategy):
+  rows = [_ROWS[1], _ROWS[1] | {'cubes_per_second': float('nan')}]
+  assert _write(tmp_path, strategy, rows=rows)['cubes_per_second'] == 100
+  assert 'cubes_per_second' not in _write(tmp_path, strategy, rows=rows[1:])
+
+
 def test_what_cannot_be_written_leaves_the_old_one(
   tmp_path, strategy, monkeypatch
 ):

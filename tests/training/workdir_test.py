@@ -14,6 +14,7 @@ from transvw_tf2 import errors
 from transvw_tf2 import models
 from transvw_tf2 import output_lock
 from transvw_tf2.training import built_data
+from transvw_tf2.training import freezing
 from transvw_tf2.training import gin_files
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import schedules
@@ -80,6 +81,10 @@ def test_another_run_in_the_workdir_is_refused(run, strategy, data_dir):
     ({'seed': 5}, 'another seed: 1, now 5'),
     ({'batch_size': 6}, 'another batch_size: 4, now 6'),
     ({'learning_rate': 0.5}, 'another learning_rate: .*, now 0.5'),
+    (
+      {'schedule': schedules.StepDecay},
+      'another schedule: "ReduceOnPlateau", now "StepDecay"',
+    ),
     ({'start_from': str(workdir)}, 'another start_from: "", now "'),
     (
       {'task': functools.partial(tiny_data.make_task, word_weight=1.0)},
@@ -111,6 +116,7 @@ def test_a_start_that_was_refused_can_be_mended(
   )
   with pytest.raises(errors.UserError, match='does not exist'):
     train(start_from=str(tmp_path / 'none'))
+  assert not (tmp_path / 'run').exists()
   other = functools.partial(
     models.build_visual_word_net, base_filters=4, depth=3
   )
@@ -120,6 +126,59 @@ def test_a_start_that_was_refused_can_be_mended(
       task=functools.partial(tiny_data.make_task, model=other),
     )
   assert len(train(start_from=str(run[0]))) == 1
+
+
+@pytest.mark.parametrize(
+  ('settings', 'line'),
+  [
+    ({'cache': 'disk'}, "train.cache is 'disk', wanted"),
+    ({'interleave': 0}, 'train.interleave is 0, wanted'),
+    ({'shuffle_buffer': 0}, 'train.shuffle_buffer is 0, wanted'),
+    (
+      {'freezing': functools.partial(freezing.Freezing, 'none')},
+      r"Freezing.parts has \['none'\], wanted some of",
+    ),
+    (
+      {'freezing': functools.partial(freezing.Freezing, unfreeze_epochs='a')},
+      'train.freezing, .* cannot be made',
+    ),
+    (
+      {'task': functools.partial(tiny_data.make_task, crop=8)},
+      'crop is 8, wanted three whole numbers',
+    ),
+    (
+      {'task': functools.partial(tiny_data.make_task, word_weight='a')},
+      'train.task, .* cannot be made .* change its settings',
+    ),
+    (
+      {'task': functools.partial(tasks.Pretrain, models.build_unet3d)},
+      r'model: .* unexpected keyword argument .num_words.',
+    ),
+    (
+      {
+        'task': functools.partial(
+          tasks.Pretrain,
+          functools.partial(models.build_word_classifier, base_filters=1),
+        )
+      },
+      'Pretrain needs a network that gives restored and words, not',
+    ),
+  ],
+)
+def test_what_is_refused_leaves_nothing(
+  tmp_path, strategy, data_dir, settings, line
+):
+  with pytest.raises(errors.UserError, match=line):
+    tiny_data.train(tmp_path / 'run', strategy, data_dir, **settings)
+  assert not os.listdir(tmp_path)
+
+
+def test_a_setting_that_is_missing_is_one_line(tmp_path, strategy, data_dir):
+  with pytest.raises(errors.UserError, match=r'CosineDecay.*epochs') as raised:
+    tiny_data.train(
+      tmp_path / 'run', strategy, data_dir, schedule=schedules.CosineDecay
+    )
+  assert str(raised.value).endswith(': change its settings')
 
 
 def test_a_workdir_in_use_is_refused(run, strategy, data_dir):
@@ -213,8 +272,8 @@ def test_the_written_configuration_is_that_in_force(
   assert 'CosineDecay.epochs = 7' in config
   assert 'EarlyStopping.patience = 9' in config
   # A command that does not fit leaves it.
-  with pytest.raises(errors.UserError, match='another seed'):
-    tiny_data.train(tmp_path, strategy, data_dir, epochs=2, seed=5)
+  with pytest.raises(errors.UserError, match='another schedule'):
+    tiny_data.train(tmp_path, strategy, data_dir, epochs=2)
   assert (tmp_path / 'operative_config.gin').read_text() == config
 
 

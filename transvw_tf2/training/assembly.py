@@ -1,5 +1,6 @@
 """Makes what a run consists of: data, model, optimizer, checkpoints."""
 
+from collections.abc import Callable
 import dataclasses
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import os
@@ -116,7 +117,12 @@ def assemble(
   # Same seed, same initial weights.
   keras.utils.set_random_seed(settings.seed)
   with strategy.scope():
-    task = settings.task()
+    task = _make('task', settings.task)
+  state = {
+    name: _make(name, getattr(settings, name))
+    for name in ('schedule', 'early_stopping')
+  }
+  freezing = _make('freezing', settings.freezing)
   if settings.best_metric not in ('loss', *task.rising_metrics):
     raise errors.UserError(
       f'train.best_metric is {settings.best_metric!r}, wanted one of'
@@ -137,18 +143,14 @@ def assemble(
   task.prepare(data)
   with strategy.scope():
     model = task.build_model(synchronized, settings.dtype_policy)
-    _call_once(model, data, task.part_shape(data.shape))
+    _call_once(model, data, task)
     if settings.batch_norm_momentum is not None:
       blocks.set_batch_norm_momentum(model, settings.batch_norm_momentum)
     optimizer = _make_optimizer(model, settings)
   is_chief = devices.is_chief(strategy)
   if is_chief:
-    _describe(workdir, settings, task, data)
-  state = {
-    'optimizer': optimizer,
-    'schedule': settings.schedule(),
-    'early_stopping': settings.early_stopping(),
-  }
+    classes = {name: type(one).__name__ for name, one in state.items()}
+    _describe(workdir, settings, task, data, classes)
   progress = checkpoints.Progress()
   return Run(
     workdir=workdir,
@@ -159,13 +161,15 @@ def assemble(
     data=data,
     num_steps=num_steps,
     model=model,
-    freezing=settings.freezing(),
+    optimizer=optimizer,
+    freezing=freezing,
     own_statistics=replicas > 1 and not synchronized,
     progress=progress,
     checkpoints=checkpoints.Checkpoints(
       workdir,
       model=model,
       progress=progress,
+      optimizer=optimizer,
       keep=settings.keep_checkpoints,
       worker=None if is_chief else devices.worker_name(strategy),
       **state,
@@ -174,15 +178,36 @@ def assemble(
   )
 
 
-def _call_once(model, data, shape):
-  # Called, not only built: layers may make variables in their first call.
+def _make(name: str, maker: Callable):
+  """Calls what makes a part of a run; what gin gave it may be of any kind."""
   try:
-    model(tf.zeros((1, *shape, 1)))
+    return maker()
+  # Gin raises the last where a setting without a default is missing.
+  except (TypeError, ValueError, RuntimeError) as error:
+    raise errors.UserError(
+      f'train.{name}, {getattr(maker, "__name__", maker)}, cannot be made'
+      f' ({errors.without_call(error)}): change its settings'
+    ) from error
+
+
+def _call_once(model, data, task):
+  # Called, not only built: layers may make variables in their first call.
+  shape = task.part_shape(data.shape)
+  try:
+    outputs = model(tf.zeros((1, *shape, 1)))
   except ValueError as error:
     raise errors.UserError(
       f'{data.volume}s of {tuple(shape)} voxels of data set {data.data_dir} do'
       f' not fit the model: {error}'
     ) from error
+  found = tuple(outputs) if isinstance(outputs, dict) else ()
+  if not set(task.outputs) <= set(found):
+    name = type(task).__name__
+    raise errors.UserError(
+      f'{name} needs a network that gives {" and ".join(task.outputs)}, not'
+      f' {" and ".join(found) or "one tensor"}: leave out {name}.model, or give'
+      ' another'
+    )
 
 
 def _make_optimizer(model, settings):
@@ -194,7 +219,7 @@ def _make_optimizer(model, settings):
   return optimizer
 
 
-def _describe(workdir, settings, task, data):
+def _describe(workdir, settings, task, data, classes):
   """Writes what the run is, or refuses the workdir of another run."""
   # Unsynchronised and in float32, so that a run can go on with other devices
   # and what is exported computes in float32.
@@ -215,6 +240,8 @@ def _describe(workdir, settings, task, data):
       'precision': settings.precision,
       # Schedule and early stopping compare with the best of it so far.
       'best_metric': settings.best_metric,
+      # Their counters are in the checkpoint.
+      **classes,
       'seed': settings.seed,
       # A run that goes on has those of its checkpoint, whatever is asked for.
       'learning_rate': settings.learning_rate,

@@ -32,6 +32,7 @@ _WORKERS = '.workers'
 _LATER_SETTINGS = (
   *('best_metric', 'learning_rate', 'start_from'),
   *('loss_weights', 'crop', 'perturbation'),
+  *('schedule', 'early_stopping'),
 )
 
 # What TensorFlow raises for a checkpoint that is cut or of another model.

@@ -22,6 +22,7 @@ _NO_EXAMPLE = (tf.errors.InvalidArgumentError, UnicodeDecodeError)
 _ERRORS = (
   tf.errors.DataLossError,
   tf.errors.NotFoundError,
+  tf.errors.PermissionDeniedError,
   tf.errors.FailedPreconditionError,  # of assert_cardinality
   *_NO_EXAMPLE,
 )
@@ -97,6 +98,11 @@ def find_damage(data, split: str) -> str | None:
         count += 1
     except tf.errors.NotFoundError:
       return _missing(data, path)
+    except tf.errors.PermissionDeniedError:
+      return (
+        f'shard {path} may not be read by this user: have its owner permit it'
+        f' (chmod a+r), as all of {data.data_dir}'
+      )
     except _NO_EXAMPLE:
       return (
         f'shard {path} holds something else than examples with'

@@ -53,6 +53,7 @@ def evaluate(
     UserError: the run, the data or what they have to do with each other is
       wrong, or the folder cannot be written.
   """
+  output_file.check_folder(output)  # before the work of many minutes
   model, description = checkpoints.load_model(workdir, checkpoint)
   task = description.get('task')
   if probe is None and task not in ('Classification', 'Segmentation'):

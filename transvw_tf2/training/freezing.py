@@ -17,12 +17,12 @@ class Freezing:
   A frozen block also keeps its batch norm: it normalises by moving statistics.
   """
 
-  def __init__(self, parts: Sequence[str] = (), unfreeze_epochs: int = 0):
+  def __init__(self, parts: str | Sequence[str] = (), unfreeze_epochs: int = 0):
     """Initialises the rule.
 
     Args:
-      parts: of the network, as `model.parts` names them; ('encoder',) leaves
-        the dense layer of a classifier: a linear probe.
+      parts: of the network, one or several, as `model.parts` names them;
+        'encoder' leaves the dense layer of a classifier: a linear probe.
       unfreeze_epochs: 0 freezes them for good. Else one more layer learns every
         so many epochs, the nearest to the output first (gradual unfreezing,
         Howard and Ruder, arXiv 1801.06146, section 3.3).
@@ -34,7 +34,7 @@ class Freezing:
       raise errors.UserError(
         f'Freezing.unfreeze_epochs is {unfreeze_epochs}, wanted 0 or more'
       )
-    self._parts = tuple(parts)
+    self._parts = (parts,) if isinstance(parts, str) else tuple(parts)
     self._unfreeze_epochs = unfreeze_epochs
 
   def apply(self, model: keras.Model, epoch: int) -> bool:

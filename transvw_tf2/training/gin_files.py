@@ -27,6 +27,13 @@ SEARCH_PATHS = (
   os.path.dirname(_PACKAGE),
 )
 
+# What gin and Python raise for a file or a binding that is wrong; the last for
+# a file that includes itself.
+_WRONG = (
+  *(AttributeError, ImportError, OSError, SyntaxError, TypeError, ValueError),
+  RecursionError,
+)
+
 
 def parse(
   files: Sequence[str],
@@ -56,13 +63,32 @@ def parse(
   try:
     with _quiet_search():
       gin.parse_config_files_and_bindings(list(files), list(parameters))
-  except (AttributeError, OSError, SyntaxError, TypeError, ValueError) as error:
+  except _WRONG as error:
     given = ', '.join([*files, *parameters])
     # With an address in memory, from Python's parser.
     problem = re.sub(r'^malformed node .* at 0x\w+>\s*', '', str(error))
     raise errors.UserError(
       f'gin, in {given}: {problem}{_next_step(problem, parameters)}'
     ) from error
+
+
+def find_unused(parameters: Sequence[str]) -> list[str]:
+  """Returns the bindings that nothing has asked for yet.
+
+  Args:
+    parameters: as `parse` takes them. Macros are passed over.
+  """
+  asked = set(
+    re.findall(
+      r'^(?:\S+/)?(?:\w+\.)*(\w+\.\w+) =', gin.operative_config_str(), re.M
+    )
+  )
+  unused = []
+  for parameter in parameters:
+    name = parameter.partition('=')[0].strip().rpartition('/')[2]
+    if '.' in name and '.'.join(name.split('.')[-2:]) not in asked:
+      unused.append(parameter)
+  return unused
 
 
 @contextlib.contextmanager

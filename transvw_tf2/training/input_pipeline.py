@@ -102,7 +102,7 @@ def make_dataset(
   steps = -(-data.size(split) // batch_size)
   if shuffled:
     steps = steps_per_epoch(data, split, batch_size)
-  _check_settings(interleave, cache)
+  check_settings(interleave, cache)
   if cache:
     _keep_in_memory(data, split, interleave)
   # Folded into one number: neighbouring epochs and seeds must not collide.
@@ -141,7 +141,8 @@ def read_volumes(data: built_data.Data, split: str) -> Iterator[np.ndarray]:
       yield example[data.volume]
 
 
-def _check_settings(interleave, cache):
+def check_settings(interleave: int, cache: str | None) -> None:
+  """Raises UserError for what `make_dataset` does not take."""
   if interleave < 1:
     raise errors.UserError(
       f'train.interleave is {interleave}, wanted at least 1'

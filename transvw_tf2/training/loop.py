@@ -4,11 +4,13 @@ Knows nothing of the model or the losses; the task and the steps do.
 """
 
 from collections.abc import Callable
+from collections.abc import Sequence
 import contextlib
 import functools
 import importlib.util  # noqa: F401, gin 0.5 uses it without importing it
 import math
 import os
+import shutil
 import time
 
 from absl import logging
@@ -22,8 +24,10 @@ from transvw_tf2 import output_file
 from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.training import assembly
+from transvw_tf2.training import checkpoints
 from transvw_tf2.training import damaged_data
 from transvw_tf2.training import devices
+from transvw_tf2.training import gin_files
 from transvw_tf2.training import initial_weights
 from transvw_tf2.training import input_pipeline
 from transvw_tf2.training import inspection
@@ -45,6 +49,7 @@ def train(
   strategy: tf.distribute.Strategy,
   settings: settings_lib.Settings,
   should_stop: Callable[[], bool] = lambda: False,
+  parameters: Sequence[str] = (),
 ) -> list[dict[str, float]]:
   """Trains, or goes on where the same call was cut off.
 
@@ -53,6 +58,8 @@ def train(
     strategy: from `devices.make_strategy`.
     settings: of the run.
     should_stop: asked after each call of the steps.
+    parameters: bindings of gin that the user gave; what the run does not use is
+      told.
 
   Returns:
     The rows of history.csv, one per epoch.
@@ -65,7 +72,7 @@ def train(
   try:
     with _holding(workdir, strategy):
       run = assembly.assemble(workdir, strategy, settings)
-      return _Loop(run, should_stop).go_on()
+      return _Loop(run, should_stop, parameters).go_on()
   except OSError as error:
     raise errors.UserError(
       f'--workdir {workdir} cannot be written ({error}): make room or give'
@@ -80,7 +87,7 @@ def train(
 
 @contextlib.contextmanager
 def _holding(workdir, strategy):
-  """Holds the lock of a workdir; leaves none behind that a setting refused."""
+  """Holds the lock of a workdir; leaves none of a run that did not begin."""
   if not devices.is_chief(strategy):
     yield
     return
@@ -89,17 +96,28 @@ def _holding(workdir, strategy):
     with output_lock.hold(workdir):
       yield
   except errors.UserError:
-    if is_new:
-      with contextlib.suppress(OSError):  # not empty: the run has begun
-        os.rmdir(workdir)
+    if is_new and not os.path.exists(os.path.join(workdir, checkpoints.FOLDER)):
+      shutil.rmtree(workdir, ignore_errors=True)
     raise
+
+
+def _say(line: str) -> None:
+  """Prints a line; a run of days does not end because nobody listens."""
+  with contextlib.suppress(OSError):  # such as a pipe that was closed
+    print(line, flush=True)
 
 
 class _Loop:
   """The epochs of a run."""
 
-  def __init__(self, run: assembly.Run, should_stop: Callable[[], bool]):
+  def __init__(
+    self,
+    run: assembly.Run,
+    should_stop: Callable[[], bool],
+    parameters: Sequence[str],
+  ):
     self._run = run
+    self._parameters = parameters
     self._settings = run.settings
     self._progress = run.progress
     self._should_stop = should_stop
@@ -130,13 +148,19 @@ class _Loop:
       run.checkpoints.close()
     stopped = run.early_stopping.over
     if stopped:
-      print(f'stopped early after epoch {progress.epoch}')
+      _say(f'stopped early after epoch {progress.epoch}')
     self._summarize('early stopping' if stopped else 'last epoch')
     return self._reports.rows
 
   def _write_config(self):
     """Writes what gin gave, all of which has been asked for by now."""
     run, config = self._run, gin.operative_config_str()
+    for parameter in gin_files.find_unused(self._parameters):
+      logging.warning(
+        '--gin_param "%s" is of nothing that this run uses, see %s',
+        parameter,
+        os.path.join(run.workdir, OPERATIVE_CONFIG_FILE),
+      )
     self._reports.write_text('operative_config', config)
     if run.is_chief:
       output_file.write(
@@ -149,13 +173,15 @@ class _Loop:
     restored = run.checkpoints.restore()
     if not self._any_worker(bool(restored)):
       progress.accumulation = self._settings.accumulation
+      # What it refuses must not leave a checkpoint behind.
+      run.freezing.apply(run.model, 1)
       if self._settings.start_from:
         source = self._settings.start_from
-        print(initial_weights.start_from(run.model, source))
+        _say(initial_weights.start_from(run.model, source))
       # What a run that lacks memory in its first step goes back to.
       self._save_latest()
     elif restored:
-      print(
+      _say(
         f'resuming after epoch {progress.epoch}, step {progress.step},'
         f' from {restored}'
       )
@@ -221,7 +247,9 @@ class _Loop:
     with damaged_data.explain(run.data, schema.TRAIN):
       trained = self._train_epoch(epoch)
     steps = run.num_steps[schema.TRAIN] - first_step
-    speed = steps * self._settings.batch_size / (time.monotonic() - start)
+    seconds = time.monotonic() - start
+    # None is known where all steps had been done before it was cut off.
+    speed = steps * self._settings.batch_size / seconds if steps else math.nan
     if run.own_statistics:
       self._steps.average_statistics()
     with damaged_data.explain(run.data, schema.VALIDATION):
@@ -242,7 +270,7 @@ class _Loop:
     if run.is_chief and epoch % self._settings.picture_epochs == 0:
       self._draw(epoch, totals)
     speed_text = f'{speed:.2f} {run.data.volume}s/s'
-    print(_epoch_line(epoch, trained, validated, speed_text), flush=True)
+    _say(_epoch_line(epoch, trained, validated, speed_text))
 
   def _end_epoch(self, epoch, validated, rate):
     """Takes the validation metrics of an epoch and saves."""

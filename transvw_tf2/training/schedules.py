@@ -24,10 +24,10 @@ class _Patience(tf.Module):
 
   def __init__(self, patience, min_delta):
     super().__init__()
-    if patience < 1 or min_delta < 0:
+    if not isinstance(patience, int) or patience < 1 or min_delta < 0:
       raise errors.UserError(
-        f'patience is {patience} and min_delta {min_delta}, wanted at least 1 '
-        'and at least 0'
+        f'patience is {patience} and min_delta {min_delta}, wanted a whole'
+        ' number, at least 1, and at least 0'
       )
     self.patience = patience
     self.min_delta = min_delta
@@ -41,6 +41,11 @@ class _Patience(tf.Module):
       self.wait.assign(0)
       return False
     self.wait.assign_add(1)
+    return self.over
+
+  @property
+  def over(self) -> bool:
+    """Whether patience, as it is now, is over."""
     return int(self.wait.numpy()) >= self.patience
 
 
@@ -149,13 +154,12 @@ class EarlyStopping(tf.Module):
     """
     super().__init__()
     self.patience = _Patience(patience, min_delta)
-    self.stopped = _variable(False, tf.bool, 'stopped')
 
   @property
   def over(self) -> bool:
-    """Whether training is over."""
-    return bool(self.stopped.numpy())
+    """Whether training is over; a run goes on with more patience."""
+    return self.patience.over
 
   def update(self, value: float) -> None:
     """Takes the value of an epoch, lower is better."""
-    self.stopped.assign(self.patience.exhausted(value))
+    self.patience.exhausted(value)

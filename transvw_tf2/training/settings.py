@@ -37,7 +37,7 @@ _KINDS = {
 _BOOLEANS = (bool, bool | None)
 _COUNTS = (
   *('epochs', 'accumulation', 'steps_per_call', 'checkpoint_steps'),
-  *('keep_checkpoints', 'picture_epochs'),
+  *('keep_checkpoints', 'picture_epochs', 'shuffle_buffer'),
 )
 
 
@@ -71,8 +71,8 @@ class Settings:
     jit_compile: see `step.compiled_part`.
     synchronized_batch_norm: see `step.resolve_batch_norm`.
     batch_norm_momentum: how much of its moving statistics batch norm keeps in a
-      step, in [0, 1). None is the networks' 0.99, which takes some 500 steps to
-      forget those of other data.
+      step, in [0, 1). None is the networks' own, 0.99 (0.9 of the PyTorch
+      variant), which takes some 500 steps to forget those of other data.
     decorrelation_weight: of a loss that keeps the channels of each block
       different, see `step.Steps`; 0 as published. 3e-3 kept them as different
       as in random weights beside an MSE of 0.01.
@@ -122,6 +122,7 @@ class Settings:
       value = getattr(self, name)
       if value < 1:
         raise errors.UserError(f'train.{name} is {value}, wanted at least 1')
+    input_pipeline.check_settings(self.interleave, self.cache)
     if not 0 <= self.seed < 2**31:
       raise errors.UserError(
         f'train.seed is {self.seed}, wanted 0 or more and less than 2^31'

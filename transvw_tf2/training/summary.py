@@ -150,8 +150,13 @@ def _median_speeds(rows) -> dict[str, float]:
   """Returns medians over the epochs of columns such as cubes_per_second."""
   names = [name for name in (rows[-1] if rows else {}) if _PER_SECOND in name]
   return {
-    name: statistics.median(row[name] for row in rows if name in row)
+    name: statistics.median(known)
     for name in names
+    if (
+      known := [
+        row[name] for row in rows if not math.isnan(row.get(name, math.nan))
+      ]
+    )
   }
 
 

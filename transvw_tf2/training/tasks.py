@@ -31,6 +31,7 @@ class Task:
     features: what it reads of a data set, see built_data.Data.
     metrics: names of what `losses` returns, `loss` among them.
     rising_metrics: those of `metrics` and of `summarize` that should rise.
+    outputs: names of what it needs of a network that gives several.
     augments: whether it works on changed examples (parts, mirrored) rather than
       only on perturbed inputs.
   """
@@ -38,6 +39,7 @@ class Task:
   features: tuple[str, ...]
   metrics: tuple[str, ...]
   rising_metrics: tuple[str, ...] = ()
+  outputs: tuple[str, ...] = ()
   augments: bool = False
 
   def prepare(self, data: built_data.Data) -> None:
@@ -126,6 +128,10 @@ class _CubeTask(Task):
   ):
     self._model = model
     self._perturb = perturb()
+    if not isinstance(crop, Sequence | None):
+      raise errors.UserError(
+        f'crop is {crop!r}, wanted three whole numbers such as (32, 32, 16)'
+      )
     self._shape = crop and tuple(crop)
     self.augments = crop is not None
 
@@ -183,6 +189,7 @@ class _WordTask(_CubeTask):
   """A task that names words; `words` of the model are their probabilities."""
 
   features = built_data.CUBES_AND_WORDS
+  outputs = ('words',)
 
   def prepare(self, data: built_data.Data) -> None:
     """Takes the words of the data set."""
@@ -235,6 +242,7 @@ class Pretrain(_WordTask):
   """
 
   metrics = ('loss', 'mse', 'cross_entropy', 'accuracy', 'perturbed_mse')
+  outputs = ('restored', 'words')
   rising_metrics = ('accuracy',)
 
   def __init__(
@@ -454,11 +462,12 @@ def _is_part(crop, shape):
 
 
 def build_model(model: Callable[..., keras.Model], **settings) -> keras.Model:
-  """Calls what makes a network; a setting that does not fit is a UserError."""
+  """Calls what makes a network; what does not fit is a UserError."""
   try:
     return model(**settings)
-  except ValueError as error:
-    raise errors.UserError(f'model: {error}') from error
+  # The former for one of another kind, that takes other settings.
+  except (TypeError, ValueError) as error:
+    raise errors.UserError(f'model: {errors.without_call(error)}') from error
 
 
 def build_unet(model: Callable[..., keras.Model], **settings) -> keras.Model:
