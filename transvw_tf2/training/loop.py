@@ -157,7 +157,7 @@ class _Loop:
     run, config = self._run, gin.operative_config_str()
     for parameter in gin_files.find_unused(self._parameters):
       logging.warning(
-        '--gin_param "%s" is of nothing that this run uses, see %s',
+        '--gin_param "%s" sets nothing that this run uses, see %s',
         parameter,
         os.path.join(run.workdir, OPERATIVE_CONFIG_FILE),
       )
