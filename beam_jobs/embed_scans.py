@@ -315,7 +315,7 @@ def main(argv: Sequence[str]) -> None:
     _SCANS.value,
     _MODEL.value,
     _OUTPUT.value,
-    stride=_STRIDE.value and embed.parse_stride(_STRIDE.value),
+    stride=None if _STRIDE.value is None else embed.parse_stride(_STRIDE.value),
     batch_size=_BATCH_SIZE.value,
     dry_run=_DRY_RUN.value,
     options=common_flags.beam_options(argv[1:]),

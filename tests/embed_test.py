@@ -43,6 +43,11 @@ def test_embeds_a_scan(tmp_path):
   with np.load(output) as arrays:
     assert arrays['embeddings'].shape == (27, 4)
 
+  # A stride that an unset variable left empty is not the default.
+  done = _run(model=tmp_path / 'model', scan=scan, output=output, stride='')
+  assert done.returncode == 1
+  assert 'stride' in done.stderr.strip().splitlines()[-1]
+
   # The same process budget: one more run, for the error.
   done = _run(model=tmp_path / 'model', scan=scan + '.gz', output=output)
   assert done.returncode == 1

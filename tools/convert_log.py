@@ -13,13 +13,11 @@ cubes of either are cut by
       --config '{"name": "mine", "vocabulary": "VOCABULARY"}'
 """
 
-import os
-import shutil
-
 from absl import flags
 
 from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_lock
 from transvw_tf2.discovery import published_log
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.scans import luna16
@@ -37,24 +35,15 @@ def main(argv):
   if (_LOG.value is None) == (_VOCABULARY.value is None):
     raise errors.UserError('give one of --log and --vocabulary')
   output = _OUTPUT.value
-  if os.path.exists(output):
-    raise errors.UserError(
-      f'--output {output} exists; give another folder, or remove it'
-    )
+  output_lock.check_new(output, 'folder')
   scan_files = {one.scan_id: one for one in luna16.find_scans(_SCANS.value)}
-  temporary = f'{output.rstrip(os.sep)}.incomplete'
-  shutil.rmtree(temporary, ignore_errors=True)
-  os.makedirs(temporary)
-  try:
+  with output_lock.making(output) as temporary:
     if _LOG.value:
       words = published_log.read_logs(_LOG.value, scan_files)
       vocabulary.write_vocabulary(temporary, words)
     else:
       words = vocabulary.read_vocabulary(_VOCABULARY.value)
       published_log.write_logs(temporary, words, scan_files)
-    os.rename(temporary, output)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   print(f'words: {len(words.words)}, cubes: {len(words.instances)}')
   for note in words.notes:
     print(f'note: {note}')

@@ -13,7 +13,6 @@ the type of the published script; `tfds build transvw_released` reads both back.
 import collections
 from collections.abc import Iterator
 import os
-import shutil
 
 from absl import flags
 import numpy as np
@@ -22,6 +21,7 @@ import tqdm
 
 from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.scans import released_npy
 from transvw_tf2.training import built_data
@@ -57,28 +57,20 @@ def export(
     Sorted names of the files.
 
   Raises:
-    UserError: `output` exists, or the data set lacks what the files need.
+    UserError: `output` exists or cannot be written, or the data set lacks what
+      the files need.
   """
-  if os.path.exists(output):
-    raise errors.UserError(
-      f'--output {output} exists; give another folder, or remove it'
-    )
+  output_lock.check_new(output, 'folder')
   data = built_data.open_data(data_dir, _FEATURES)
   if data.shape != schema.CUBE_SHAPE:
     raise errors.UserError(
       f'data set {data.data_dir} has cubes of {data.shape} voxels;'
       f' {schema.CUBE_SHAPE} are wanted: give one that transvw_luna16 built'
     )
-  temporary = f'{output.rstrip(os.sep)}.incomplete'
-  shutil.rmtree(temporary, ignore_errors=True)
-  os.makedirs(temporary)
-  try:
+  with output_lock.making(output) as temporary:
     for split in _SPLITS:
       if data.sizes.get(split):
         _export_split(data, split, temporary, np.dtype(dtype), first_fold)
-    os.rename(temporary, output)
-  finally:
-    shutil.rmtree(temporary, ignore_errors=True)
   return sorted(os.listdir(output))
 
 
@@ -95,9 +87,7 @@ def _export_split(data, split, folder, dtype, first_fold) -> None:
       np.save(path, labels)
       path = os.path.join(folder, released_npy.file_name('data', *names))
       # Mapped: the files are several GB, and cubes come in any order.
-      files[fold, resolution] = np.lib.format.open_memmap(
-        path, 'w+', dtype, (len(rows), *schema.CUBE_SHAPE)
-      )
+      files[fold, resolution] = _make_file(path, dtype, len(rows))
   examples = tfds.as_numpy(data.builder.as_dataset(split))
   for one in tqdm.tqdm(examples, split, len(cubes), unit='cube', disable=None):
     word, rank = int(one['word']), int(one['rank'])
@@ -108,6 +98,19 @@ def _export_split(data, split, folder, dtype, first_fold) -> None:
     )
   for file in files.values():
     file.flush()
+
+
+def _make_file(path: str, dtype: np.dtype, rows: int) -> np.memmap:
+  """Makes a mapped file of cubes, with all the room that it takes.
+
+  A disk that is full later would end the process with SIGBUS.
+  """
+  cubes = np.lib.format.open_memmap(
+    path, 'w+', dtype, (rows, *schema.CUBE_SHAPE)
+  )
+  with open(path, 'r+b') as file:
+    os.posix_fallocate(file.fileno(), 0, os.path.getsize(path))
+  return cubes
 
 
 def _read_places(data, split) -> list[tuple[int, int, int]]:

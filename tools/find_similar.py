@@ -4,12 +4,12 @@ r"""Finds places in other patients that look like a place in a scan.
       --world=-60,-20,110 --scans LUNA16 --output similar.png
 
 takes the cube whose middle is nearest to the place and prints the cubes of
-other patients whose embeddings are most like its own; with --scans it draws
-them as well. Embeddings are whitened by those of all patients and then compared
-by their cosine; --nowhiten compares them as they are. EMBEDDINGS is what
-`beam_jobs.embed_scans` wrote. Choose its --stride for the precision that is
-wanted: the next cube lies up to half the diagonal of a step away. 16,16,8 takes
-4 x 4 x 4 times the work of cubes side by side.
+other patients whose embeddings are most like its own; with --scans and --output
+it draws them as well. Embeddings are whitened by those of all patients and then
+compared by their cosine; --nowhiten compares them as they are. EMBEDDINGS is
+what `beam_jobs.embed_scans` wrote. Choose its --stride for the precision that
+is wanted: the next cube lies up to half the diagonal of a step away. 16,16,8
+takes 4 x 4 x 4 times the work of cubes side by side.
 """
 
 from collections.abc import Sequence
@@ -242,6 +242,10 @@ def _parse_place(scan: embedding_files.EmbeddedScan) -> np.ndarray:
 def _check_flags() -> None:
   """Raises UserError for flags that do not go together."""
   if _OUTPUT.value is None:
+    if _SCANS.value is not None:
+      raise errors.UserError(
+        '--scans is for the picture: give its --output too, or leave it out'
+      )
     return
   if _SCANS.value is None:
     raise errors.UserError('--scans is missing: a picture is drawn from them')

@@ -17,6 +17,7 @@ import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2 import mains
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.discovery import vocabulary
 from transvw_tf2.training import built_data
@@ -35,8 +36,10 @@ _WORKDIR = flags.DEFINE_string(
 _OUTPUT = flags.DEFINE_string(
   'output', None, 'Folder for the pictures.', required=True
 )
-_PATIENTS = flags.DEFINE_integer('patients', 8, 'Patients per word.')
-_CUBES = flags.DEFINE_integer('cubes', 8, 'Cubes restored.')
+_PATIENTS = flags.DEFINE_integer(
+  'patients', 8, 'Patients per word.', lower_bound=2
+)
+_CUBES = flags.DEFINE_integer('cubes', 8, 'Cubes restored.', lower_bound=1)
 _CHECK = flags.DEFINE_boolean(
   'check', False, 'Fail unless the run has learned to restore and to name.'
 )
@@ -69,6 +72,11 @@ def draw_words(data, patients: int) -> matplotlib.figure.Figure:
 def draw_restoration(data, workdir: str, cubes: int):
   """Draws validation cubes, perturbed and restored by the best weights."""
   model, metadata = checkpoints.load_model(workdir)
+  if metadata.get('task') != tasks.Pretrain.__name__:
+    raise errors.UserError(
+      f'--workdir {workdir} is of the task {metadata.get("task")}, wanted a run'
+      f' of {tasks.Pretrain.__name__}, which restores cubes and names words'
+    )
   gin_files.parse([os.path.join(workdir, loop.OPERATIVE_CONFIG_FILE)])
   dataset = input_pipeline.make_dataset(data, schema.VALIDATION, cubes)
   batch = next(iter(dataset))
@@ -147,11 +155,12 @@ def print_data(data) -> None:
 
 def main(argv):
   del argv
+  output_file.check_folder(_OUTPUT.value)
   data = built_data.open_data(_DATA.value)
   history = reports.read_history(_WORKDIR.value)
   figures = {
-    'words': draw_words(data, _PATIENTS.value),
     'slices': draw_restoration(data, _WORKDIR.value, _CUBES.value),
+    'words': draw_words(data, _PATIENTS.value),
     'curves': draw_curves(history, 1 / len(data.words)),
   }
   os.makedirs(_OUTPUT.value, exist_ok=True)

@@ -73,6 +73,11 @@ def measure(folder: str, scans: str, radius: float) -> pd.DataFrame:
       f'{folder} holds {len(scan_ids)} patient, wanted 2 or more: embed more'
       ' scans'
     )
+  if strangers := sorted(set(scan_ids) - set(truths)):
+    raise errors.UserError(
+      f'{scans} does not tell the anatomy of {len(strangers)} scans of'
+      f' {folder}, first {strangers[0]}: embed scans of make_phantom.py alone'
+    )
   cube_shape = embedding_files.read_settings(folder).cube_shape
   known = {}
   for scan_id in scan_ids:
@@ -167,10 +172,9 @@ def main(argv):
     raise errors.UserError(
       f'--output is {_OUTPUT.value}, wanted a file that ends in .csv'
     )
-  pairs = measure(_EMBEDDINGS.value, _SCANS.value, _RADIUS.value)
   if _OUTPUT.value:
-    with output_file.replacing(_OUTPUT.value) as path:
-      pairs.to_csv(path, index=False)
+    output_file.check_place(_OUTPUT.value)  # before the work of many minutes
+  pairs = measure(_EMBEDDINGS.value, _SCANS.value, _RADIUS.value)
   percent = '{:.1%}'.format
   print(pairs.to_string(index=False, float_format=percent))
   print(
@@ -178,6 +182,9 @@ def main(argv):
     f' {len(pairs)} pairs of patients:'
   )
   print(summarise(pairs).to_string(float_format=percent))
+  if _OUTPUT.value:
+    with output_file.replacing(_OUTPUT.value) as path:
+      pairs.to_csv(path, index=False)
 
 
 if __name__ == '__main__':

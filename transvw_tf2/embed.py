@@ -37,7 +37,7 @@ def main(argv):
     _MODEL.value,
     _SCAN.value,
     _OUTPUT.value,
-    stride=_STRIDE.value and embed.parse_stride(_STRIDE.value),
+    stride=None if _STRIDE.value is None else embed.parse_stride(_STRIDE.value),
     batch_size=_BATCH_SIZE.value,
   )
   count, size = embedding.embeddings.shape

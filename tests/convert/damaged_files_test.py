@@ -294,6 +294,39 @@ def test_pickled_code_is_never_run(tmp_path):
   assert made.exists()
 
 
+class _Asks:
+  """Pickles as a call; such as weights_only lets through."""
+
+  def __init__(self, function, *arguments):
+    self._call = (function, arguments)
+
+  def __reduce__(self):
+    return self._call
+
+
+@pytest.mark.parametrize('old', [True, False])
+@pytest.mark.parametrize('kind', ['bytearray', 'number of NumPy'])
+def test_no_memory_is_taken_that_the_file_does_not_have(old, kind, tmp_path):
+  torch = pytest.importorskip('torch')
+  size = 1 << 30
+  if kind == 'bytearray':
+    asks, line = _Asks(bytearray, size), 'asks for memory without end'
+  else:
+    dtype = _Asks(np.dtype, f'V{size}')
+    asks = _Asks(np._core.multiarray.scalar, dtype)
+    line = 'a number of type'
+  path = tmp_path / 'official.pt'
+  torch.save(
+    {'state_dict': {}, 'more': [asks] * 3},
+    path,
+    _use_new_zipfile_serialization=not old,
+  )
+  before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+  assert 'nothing in it was run' in _refuse(path, tmp_path, line)
+  taken = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+  assert taken * 1024 < size // 2
+
+
 @pytest.mark.parametrize('part', [0.01, 0.5, 0.999])
 @pytest.mark.parametrize('old', [True, False])
 def test_cut_pt(part, old, tmp_path):

@@ -1,5 +1,7 @@
 """Loaded networks give what the published ones give from the same file."""
 
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from tests.convert import reference
 from transvw_tf2 import convert
 from transvw_tf2 import errors
 from transvw_tf2.convert import files
+from transvw_tf2.convert import network
 from transvw_tf2.models import torch_variant
 from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
@@ -207,6 +210,25 @@ def test_the_lines_of_the_documentation_work(tmp_path):
   assert space['embeddings'].shape == (2, 32)
   assert space['segmentation'](cubes).shape == cubes.shape
   assert space['classifier'].predict(cubes, verbose=0).shape == (2, 2)
+
+
+def test_networks_that_are_none_of_this_package(tmp_path):
+  path = str(tmp_path / 'official.h5')
+  published_files.write_h5(path, published_files.draw('y_net'))
+  fitted = network.fit(files.read(path))
+
+  def build(sizes, **changes):
+    sizes = dataclasses.replace(fitted.sizes, **sizes)
+    return network.build(dataclasses.replace(fitted, sizes=sizes, **changes))
+
+  with pytest.raises(errors.UserError, match='restores 2 channels is none of'):
+    build({'output_channels': 2})
+  for sizes in (
+    {'skip_connections': False, 'transposed': True},
+    {'skip_connections': True, 'transposed': False},
+  ):
+    with pytest.raises(errors.UserError, match='of PyTorch, without skip'):
+      build(sizes, epsilon=torch_variant.EPSILON)
 
 
 def test_batch_statistics_are_for_pytorch_alone(tmp_path):

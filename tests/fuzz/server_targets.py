@@ -138,7 +138,7 @@ class _Queue:
   def check_count(self, count):
     assert count >= 0
 
-  async def submit(self, name, items):
+  async def submit(self, name, items, *, wait=False):
     for item in items:
       for tensor in _Model.signatures[name].inputs.values():
         array = item[tensor.name]

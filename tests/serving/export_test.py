@@ -13,6 +13,7 @@ from transvw_tf2.models import unet3d
 from transvw_tf2.models import visual_word_net
 from transvw_tf2.serving import encoders
 from transvw_tf2.serving import export
+from transvw_tf2.serving import signatures
 from transvw_tf2.training import summary
 
 _CUBE = (8, 12, 4)
@@ -325,6 +326,27 @@ def test_unwritable_output_is_one_line(model, tmp_path):
   blocker.write_text('')
   with pytest.raises(errors.UserError, match='cannot be written'):
     export.export_encoder(model, str(blocker / 'model'), {}, cube_shape=_CUBE)
+
+
+def test_a_full_disk_is_one_line(model, tmp_path, monkeypatch):
+  def fail(*args, **kwargs):
+    raise tf.errors.OutOfRangeError(None, None, 'File too large')
+
+  monkeypatch.setattr(tf.saved_model, 'save', fail)
+  with pytest.raises(errors.UserError, match=r'cannot be written .*too large'):
+    export.export_encoder(model, str(tmp_path / 'm'), {}, cube_shape=_CUBE)
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize('sign', '*?[')
+def test_a_path_that_is_a_pattern_is_refused(exported, model, tmp_path, sign):
+  path = str(tmp_path / f'{sign}1]')
+  with pytest.raises(errors.UserError, match='take for a pattern'):
+    export.export_encoder(model, path, {}, cube_shape=_CUBE)
+  assert not os.listdir(tmp_path)
+  os.symlink(exported, path)
+  with pytest.raises(errors.UserError, match=r'model .* take for a pattern'):
+    encoders.load(path, signatures.CUBES)
 
 
 def test_workdir_is_exported_with_its_summary(model, tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import asyncio
 import sys
+import threading
 import types
 
 import numpy as np
@@ -25,8 +26,9 @@ def _scan_endpoint(monkeypatch):
   return scan_endpoint
 
 
-async def _answer_late(name, items):
+async def _answer_late(name, items, wait):
   del name
+  assert wait  # it is not refused once it is in
   await asyncio.sleep(0.2)
   return [{signatures.EMBEDDING: np.zeros(2, np.float32)} for _ in items]
 
@@ -37,6 +39,44 @@ def test_a_scan_has_no_limit_of_small_requests(scan_endpoint):
   endpoint = scan_endpoint.ScanEndpoint(model, settings_lib.Settings())
   cubes = np.zeros((2, *serve_process.CUBE), np.int16)
   assert len(asyncio.run(endpoint._embed_cubes(cubes))) == 2
+
+
+def _answer_now(answer):
+  async def submit(name, items, wait):
+    del name
+    assert not wait
+    return [answer] * len(items)
+
+  return submit
+
+
+@pytest.mark.parametrize('form', ['instances', 'inputs'])
+def test_answers_are_encoded_beside_the_event_loop(
+  scan_endpoint, monkeypatch, form
+):
+  kserve_model = scan_endpoint.kserve_model
+  threads = []
+  name = f'encode_{"rows" if form == "instances" else "columns"}'
+  whole = getattr(kserve_model.rest_v1, name)
+
+  def note(results):
+    threads.append(threading.current_thread())
+    return whole(results)
+
+  monkeypatch.setattr(kserve_model.rest_v1, name, note)
+  tensor = types.SimpleNamespace(
+    name='x', dtype=np.dtype('float32'), shape=(2,)
+  )
+  signature = types.SimpleNamespace(name='s', inputs={'x': tensor})
+  served = types.SimpleNamespace(signature=lambda _: signature)
+  queue = types.SimpleNamespace(
+    submit=_answer_now({'y': np.ones(2, np.float32)}),
+    check_count=lambda _: None,
+  )
+  model = kserve_model.BatchingModel('a', served, queue, 5)
+  found = asyncio.run(model.predict({form: [[1.0, 2.0]]}))
+  assert found['predictions' if form == 'instances' else 'outputs'] == [[1, 1]]
+  assert threads[0] is not threading.main_thread()
 
 
 def _request(blocks):

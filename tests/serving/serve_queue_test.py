@@ -3,6 +3,7 @@
 import asyncio
 import threading
 
+import prometheus_client
 import pytest
 
 from tests.serving import serve_process
@@ -135,6 +136,57 @@ def test_is_bounded():
     model.go_on.set()
     assert await first == [4] * 3
     assert await second == [8] * 8
+
+  _in_queue(test)
+
+
+def _refused() -> float:
+  return prometheus_client.REGISTRY.get_sample_value('transvw_queue_full_total')
+
+
+def test_who_waits_for_room_is_not_refused():
+  async def test(queue, model):
+    before = _refused()
+    model.go_on.clear()
+    first = asyncio.create_task(queue.submit('a', [2] * 3))
+    await asyncio.sleep(0.2)
+    second = asyncio.create_task(queue.submit('a', [4] * 7))
+    await asyncio.sleep(0)
+    third = asyncio.create_task(queue.submit('a', [6] * 8, wait=True))
+    gone = asyncio.create_task(queue.submit('a', [8] * 2, wait=True))
+    await asyncio.sleep(0.2)
+    assert not third.done()
+    gone.cancel()
+    model.go_on.set()
+    assert await first == [4] * 3
+    assert await second == [8] * 7
+    assert await third == [12] * 8
+    assert _refused() == before
+    with pytest.raises(request_errors.RequestError) as raised:
+      await queue.submit('a', [2] * 9, wait=True)
+    assert raised.value.status == 413
+    assert 8 not in [value for _, values in model.calls for value in values]
+
+  _in_queue(test)
+
+
+def test_a_place_that_is_given_up_goes_to_who_waits():
+  async def test(queue, model):
+    model.go_on.clear()
+    first = asyncio.create_task(queue.submit('a', [2] * 3))
+    await asyncio.sleep(0.2)
+    second = asyncio.create_task(queue.submit('a', [4] * 8))
+    await asyncio.sleep(0)
+    third = asyncio.create_task(queue.submit('a', [6], wait=True))
+    await asyncio.sleep(0.1)
+    second.cancel()
+    await asyncio.sleep(0.1)
+    # In the queue now, which has room for seven more.
+    with pytest.raises(request_errors.RequestError):
+      await queue.submit('a', [8] * 8)
+    model.go_on.set()
+    assert await first == [4] * 3
+    assert await third == [12]
 
   _in_queue(test)
 

@@ -102,6 +102,13 @@ def test_wrong_flags_and_rows_leave_nothing(import_main, tmp_path, scans, logs):
       pytest.raises(errors.UserError, match=r'--output .*logs exists; give an'),
     ):
       module.main([])
+    with (
+      flagsaver.flagsaver(
+        log=logs, output=f'{logs}/train_data1_vwGen_exRef.txt/o'
+      ),
+      pytest.raises(errors.UserError, match='cannot be written'),
+    ):
+      module.main([])
     with open(f'{logs}/train_data1_vwGen_exRef.txt', 'a') as file:
       file.write('broken\n')
     with (

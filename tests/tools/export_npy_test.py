@@ -1,5 +1,6 @@
 """Export to the released layout, and the way back through transvw_released."""
 
+import errno
 import os
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from beam_jobs import transvw_released
 from tests.beam_jobs import tiny_scans
 from tests.training import tiny_data
 from transvw_tf2 import errors
+from transvw_tf2 import output_lock
 from transvw_tf2 import schema
 from transvw_tf2.scans import released_npy
 
@@ -158,6 +160,33 @@ def test_wrong_input_leaves_nothing(built, export, tmp_path):
   assert os.listdir(tmp_path) == ['other']
   with pytest.raises(errors.UserError, match=r'--output .*other exists; give'):
     export(data=built, output=os.fspath(tmp_path / 'other'))
+
+
+def test_an_output_in_use_or_out_of_reach_is_one_line(built, export, tmp_path):
+  with (
+    output_lock.hold(os.fspath(tmp_path / 'npy.incomplete')),
+    pytest.raises(errors.UserError, match=r'another run is writing to .*npy'),
+  ):
+    export(data=built)
+  (tmp_path / 'file').write_text('')
+  with pytest.raises(errors.UserError, match='npy cannot be written'):
+    export(data=built, output=os.fspath(tmp_path / 'file' / 'npy'))
+  assert sorted(os.listdir(tmp_path)) == ['file', 'npy.incomplete']
+
+
+def test_a_disk_without_room_is_one_line(built, export, tmp_path, monkeypatch):
+  wanted = []
+
+  def fail(descriptor, start, size):
+    assert (start, size) == (0, os.fstat(descriptor).st_size)
+    wanted.append(size)
+    raise OSError(errno.ENOSPC, 'No space left on device')
+
+  monkeypatch.setattr(os, 'posix_fallocate', fail)
+  with pytest.raises(errors.UserError, match=r'No space left .* make room'):
+    export(data=built)
+  assert wanted
+  assert not os.listdir(tmp_path)
 
 
 def test_cubes_that_do_not_belong_together(

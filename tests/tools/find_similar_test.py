@@ -182,6 +182,7 @@ def test_wrong_arguments_are_one_line(tool, folders, tmp_path):
     ({**place, 'voxel': ['1', '2', '99']}, 'is voxel 1,2,99 of'),
     ({**place, 'scan': 'gone'}, "no embeddings of scan 'gone'"),
     ({**place, 'output': 'a.png'}, '--scans is missing'),
+    ({**place, 'scans': scans}, '--scans is for the picture'),
     ({**place, 'output': 'a.csv', 'scans': scans}, r'ends in \.png'),
     (
       {**place, 'output': 'no/a.png', 'scans': scans, 'embeddings': 'no'},

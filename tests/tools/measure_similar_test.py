@@ -2,6 +2,7 @@
 
 import itertools
 import os
+from unittest import mock
 
 from absl.testing import flagsaver
 import numpy as np
@@ -167,7 +168,27 @@ def test_wrong_output_is_one_line(tool, folders, tmp_path):
       pytest.raises(errors.UserError, match=text),
     ):
       tool.main([])
+  # Before a scan is read.
+  with (
+    mock.patch.object(tool, 'measure') as measure,
+    flagsaver.flagsaver(
+      embeddings=embeddings, scans=scans, output=str(tmp_path / 'x/a.csv')
+    ),
+    pytest.raises(errors.UserError, match='in a folder that exists'),
+  ):
+    tool.main([])
+  assert not measure.called
   assert os.listdir(tmp_path) == []
+
+
+def test_a_scan_whose_anatomy_is_not_known(tool, folders, monkeypatch):
+  scans, embeddings = folders
+  truths = phantom.load_truth(scans)
+  stranger = min(truths)
+  del truths[stranger]
+  monkeypatch.setattr(phantom, 'load_truth', lambda _: truths)
+  with pytest.raises(errors.UserError, match=f'of 1 scans .* first {stranger}'):
+    tool.measure(embeddings, scans, 15.0)
 
 
 def test_folders_that_do_not_fit_are_one_line(tool, folders, tmp_path):

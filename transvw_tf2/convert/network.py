@@ -233,7 +233,11 @@ def _check_complete(source, found, sizes, allow_missing, misfits) -> set[str]:
 
 
 def build(network: Network) -> keras.Model:
-  """Returns the Keras model of a network, with its weights."""
+  """Returns the Keras model of a network, with its weights.
+
+  Raises:
+    errors.UserError: there is no such model in this package.
+  """
   sizes = network.sizes
   common = {'base_filters': sizes.base_filters, 'depth': sizes.depth}
   head = {
@@ -258,6 +262,11 @@ def build(network: Network) -> keras.Model:
     else:
       model = word_classifier.WordClassifier(sizes.num_words, **common)
   elif sizes.num_words:
+    if sizes.output_channels != 1:
+      raise _no_model(
+        f'of Keras that names words and restores {sizes.output_channels}'
+        ' channels'
+      )
     model = visual_word_net.VisualWordNet(
       sizes.num_words, **common, **head, **decoder
     )
@@ -271,8 +280,20 @@ def build(network: Network) -> keras.Model:
   return model
 
 
+def _no_model(what: str) -> errors.UserError:
+  return errors.UserError(
+    f'a network {what} is none of this package: it can be converted to .h5 or'
+    ' .pt, but neither to .keras nor loaded'
+  )
+
+
 def _build_variant(network):
   sizes = network.sizes
+  if sizes.has_decoder and not (sizes.skip_connections and sizes.transposed):
+    raise _no_model(
+      'with batch statistics or of PyTorch, without skip connections or'
+      ' transposed upsampling,'
+    )
   return torch_variant.TorchVisualWordNet(
     num_words=sizes.num_words or None,
     base_filters=sizes.base_filters,

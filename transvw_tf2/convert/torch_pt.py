@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import io
+import pickletools
 import re
 import warnings
 import zipfile
@@ -44,6 +45,10 @@ _NOTE = (
 )
 # Of what is in the file, with all that it is in; the release's have up to 60.
 _MAX_NAME = 1000
+_ZIP = b'PK\x03\x04'
+# In a file of the old format: magic number, version, system, what is stored
+# and the keys of the tensors.
+_PICKLES = 5
 # Before it, weights_only could be made to run code (CVE-2025-32434).
 _SAFE_VERSION = (2, 6)
 
@@ -172,7 +177,7 @@ def _load(torch, path):
   """Returns what is stored: dictionaries, numbers and tensors, or an error."""
   # Numbers of NumPy 1 and 2, which the release keeps its best loss in.
   numbers = [
-    np.dtype,
+    (_number_type, 'numpy.dtype'),
     type(np.dtype('float64')),
     type(np.dtype('float32')),
     type(np.dtype('int64')),
@@ -187,6 +192,7 @@ def _load(torch, path):
       zipfile.ZipFile(path) as archive,
     ):
       file_size.check(path, sum(one.file_size for one in archive.infolist()))
+    _check_pickles(path)
     with torch.serialization.safe_globals(numbers), warnings.catch_warnings():
       warnings.simplefilter('ignore')  # an error is one line
       return torch.load(path, map_location='cpu', weights_only=True)
@@ -199,6 +205,47 @@ def _load(torch, path):
       f' ({" ".join(str(error).split())[:160]}): nothing in it was run; wanted'
       ' weights of PyTorch (.pt)'
     ) from error
+
+
+def _number_type(text: object, *_: object) -> np.dtype:
+  """Makes the type of a number of NumPy; of text it would be of any size."""
+  dtype = np.dtype(text)
+  if dtype.kind not in 'biuf':
+    raise ValueError(f'a number of type {text!r:.80}')
+  return dtype
+
+
+def _check_pickles(path: str) -> None:
+  """Checks that reading a file takes no memory that the file does not have.
+
+  PyTorch calls what does no harm, bytearray among it, with any number.
+
+  Raises:
+    errors.UserError: that would be called.
+    ValueError: it holds no pickles; and as zipfile says.
+  """
+  with open(path, 'rb') as file:
+    # Where PyTorch looks too.
+    if file.read(len(_ZIP)) != _ZIP:
+      file.seek(0)
+      for _ in range(_PICKLES):
+        _check_pickle(file, path)
+      return
+    with zipfile.ZipFile(file) as archive:
+      for one in archive.infolist():
+        if one.filename.lower().endswith('.pkl'):
+          with archive.open(one) as stream:
+            _check_pickle(stream, path)
+
+
+def _check_pickle(stream, path) -> None:
+  for _, argument, _ in pickletools.genops(stream):
+    # The last part of a global, or a text that becomes one.
+    if isinstance(argument, str) and argument.split()[-1:] == ['bytearray']:
+      raise errors.UserError(
+        f'{path} asks for memory without end (bytearray): it is not safe to'
+        ' read, and nothing in it was run'
+      )
 
 
 def _tensors(torch, stored, path) -> Iterator[tuple[str, object]]:

@@ -9,6 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2.serving import signatures
 
 _INT16 = {
@@ -79,6 +80,7 @@ def load(path: str, volumes: str) -> Encoder:
   """
   run = 'an autoencoder' if volumes == signatures.THUMBNAILS else 'pre-training'
   hint = f'pass the --output of transvw_tf2.export of {run}'
+  output_file.check_no_pattern('model', path)
   if not os.path.isdir(path):
     raise errors.UserError(f'model {path!r} is not a folder: {hint}')
   if not os.path.isfile(os.path.join(path, 'saved_model.pb')):

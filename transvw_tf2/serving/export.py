@@ -22,6 +22,7 @@ import keras
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2 import schema
 from transvw_tf2.models import blocks
 from transvw_tf2.scans import thumbnail
@@ -248,7 +249,7 @@ def _write(module, functions, metadata, output):
       json.dump(metadata, file, indent=2, sort_keys=True, allow_nan=False)
       file.write('\n')
     _replace_folder(partial, output)
-  except OSError as error:
+  except (OSError, tf.errors.OpError) as error:
     raise errors.UserError(
       f'output {output!r} cannot be written ({error}), wanted a folder in a '
       'writable place: choose another --output'
@@ -300,7 +301,8 @@ def _describe_tensor(name, tensor):
 
 
 def check_output(output: str, overwrite: bool) -> None:
-  """Raises errors.UserError if `output` exists and may not be replaced."""
+  """Raises errors.UserError if `output` may not be written or replaced."""
+  output_file.check_no_pattern('--output', output)
   if not os.path.lexists(output):
     return
   if not overwrite:

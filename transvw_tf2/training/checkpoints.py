@@ -250,6 +250,11 @@ def load_model(
       this package.
   """
   if workdir.endswith(keras_file.SUFFIX) and not os.path.isdir(workdir):
+    if which != BEST:
+      raise errors.UserError(
+        f'{workdir} is a file, which has no {which} weights beside the best:'
+        ' leave --checkpoint out'
+      )
     return keras_file.load_network(workdir), {
       'weights': os.path.basename(workdir),
       'volume': 'cube',

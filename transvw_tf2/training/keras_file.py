@@ -56,7 +56,7 @@ def load_network(path: str) -> keras.Model:
       ' a network of this package, in a file named .keras'
     ) from error
   raise errors.UserError(
-    f'{path} holds a {str(config["class_name"])[:80]}, wanted a network of'
+    f'{path} holds a {str(config.get("class_name"))[:80]}, wanted a network of'
     ' transvw_tf2.models'
   )
 
@@ -67,13 +67,13 @@ def _is_ours(config: dict) -> bool:
   A name that is not registered makes it go by the module and class instead, and
   some classes it makes whatever name is registered.
   """
-  name = str(config['registered_name'])
+  name = str(config.get('registered_name'))
   kind = keras.saving.get_registered_object(name)
   return (
     name.startswith(_PACKAGE)
     and isinstance(kind, type)
     and issubclass(kind, keras.Model)
-    and config['class_name'] == kind.__name__
+    and config.get('class_name') == kind.__name__
   )
 
 

@@ -67,19 +67,28 @@ class BatchQueue:
     self._max_wait_s = max_wait_s
     self._waiting = collections.deque()
     self._arrived = asyncio.Event()
+    self._left = asyncio.Event()
     self._seconds_per_item = 0.0
     self._thread = futures.ThreadPoolExecutor(1, 'model')
 
-  async def submit(self, key: str, values: list) -> list:
+  async def submit(self, key: str, values: list, *, wait: bool = False) -> list:
     """Returns a result or an exception for each value, in their order.
 
     A caller that is cancelled takes its values out of the queue.
+
+    Args:
+      key: what they are for.
+      values: one or more.
+      wait: until they fit, rather than be refused.
 
     Raises:
       request_errors.RequestError: they can never fit (413), or not now (429).
     """
     self.check_count(len(values))
-    if len(self._waiting) + len(values) > self._max_items:
+    while wait and not self._fits(values):
+      self._left.clear()
+      await self._left.wait()
+    if not self._fits(values):
       _FULL.inc()
       raise request_errors.RequestError(
         f'the queue is full ({len(self._waiting)} items wait): try again later',
@@ -101,6 +110,9 @@ class BatchQueue:
       )
       self._count()
       raise
+
+  def _fits(self, values: list) -> bool:
+    return len(self._waiting) + len(values) <= self._max_items
 
   def check_count(self, count: int) -> None:
     """Checks that so many items of one request can ever fit.
@@ -174,6 +186,7 @@ class BatchQueue:
         item.future.set_result(result)
 
   def _count(self) -> None:
+    self._left.set()
     _WAITING.set(len(self._waiting))
 
   def _retry_after(self) -> int:

@@ -83,10 +83,15 @@ class BatchingModel(kserve.Model):
       rest_v1.decode_columns, payload['inputs'], signature
     )
     results = await self.run(signature.name, items, self._timeout_s)
-    return rest_v1.encode_columns(_all_good(results))
+    return await asyncio.to_thread(rest_v1.encode_columns, _all_good(results))
 
   async def run(
-    self, name: str, items: list, timeout_s: float | None = None
+    self,
+    name: str,
+    items: list,
+    timeout_s: float | None = None,
+    *,
+    wait: bool = False,
   ) -> list:
     """Returns the outputs of each item, or what is wrong with it.
 
@@ -94,13 +99,14 @@ class BatchingModel(kserve.Model):
       name: of the signature.
       items: its inputs by name, for each item.
       timeout_s: seconds to wait; None where the caller has a limit of its own.
+      wait: for a place in the queue, rather than be refused.
 
     Raises:
       request_errors.RequestError: the queue is full, or the time over.
     """
     try:
       async with asyncio.timeout(timeout_s):
-        results = await self._queue.submit(name, items)
+        results = await self._queue.submit(name, items, wait=wait)
     except TimeoutError as error:
       raise request_errors.RequestError(
         f'the model did not answer within {timeout_s:g} s', 504
@@ -124,13 +130,15 @@ class BatchingModel(kserve.Model):
         results[at] = answer
     if not any(isinstance(one, dict) for one in results):
       raise _with_place(results[0], 0)
-    return rest_v1.encode_rows(results)
+    return await asyncio.to_thread(rest_v1.encode_rows, results)
 
   async def _predict_v2(self, request):
     signature = self.model.signature(infer_v2.signature_name(request))
     items = await asyncio.to_thread(infer_v2.decode, request, signature)
     results = await self.run(signature.name, items, self._timeout_s)
-    return infer_v2.encode(request, self.name, _all_good(results))
+    return await asyncio.to_thread(
+      infer_v2.encode, request, self.name, _all_good(results)
+    )
 
 
 class DataPlane(dataplane.DataPlane):

@@ -125,7 +125,13 @@ def _named(value, signature):
 def _to_array(value, tensor):
   if tensor.dtype != object:
     return validation.to_numbers(value, tensor)
-  strings = _to_strings(value, tensor)
+  try:
+    strings = _to_strings(value, tensor)
+  except RecursionError as error:
+    raise request_errors.RequestError(
+      f'{tensor.name} holds lists within lists without end, wanted an array of'
+      ' strings'
+    ) from error
   if not isinstance(strings, list):
     array = np.empty((), object)
     array[()] = strings

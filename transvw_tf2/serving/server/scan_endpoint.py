@@ -26,7 +26,6 @@ VERB = ':embed_scan'
 
 _NPZ = 'application/x-npz'
 _NOT_FILES = ('multipart/', 'application/json')
-_AGAIN_S = 0.05  # a queue that is full for a scan is looked at again
 _SILENCE_S = 30.0  # a stalled upload has one of the few places of scans
 _SCANS = prometheus_client.Counter('transvw_scans', 'Scans embedded.')
 
@@ -127,15 +126,10 @@ class ScanEndpoint:
     size = self._settings.max_queue
     rows = []
     while items:
-      try:
-        results = await self._model.run(
-          signatures.EMBED_CUBES_INT16, items[:size]
-        )
-      except request_errors.RequestError as error:
-        if error.status != 429:
-          raise
-        await asyncio.sleep(_AGAIN_S)  # the scan is in already, so it waits
-        continue
+      # The scan is in already, so it waits.
+      results = await self._model.run(
+        signatures.EMBED_CUBES_INT16, items[:size], wait=True
+      )
       for result in results:
         if isinstance(result, Exception):
           raise result

@@ -11,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2 import output_file
 from transvw_tf2.serving import signatures
 from transvw_tf2.serving.server import request_errors
 
@@ -131,6 +132,7 @@ class ServedModel:
 
 def _load(path):
   hint = 'pass the --output of transvw_tf2.export'
+  output_file.check_no_pattern('model', path)
   if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
     raise errors.UserError(
       f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
