@@ -32,6 +32,7 @@ class OneBuild:
 
   def __init__(self, *, data_dir: os.PathLike | None = None, **kwargs):
     """As in TFDS; a relative --data_dir is found by all workers too."""
+    data_dir = data_dir or os.environ.get('TFDS_DATA_DIR')
     if data_dir:
       data_dir = storage.absolute(os.path.expanduser(data_dir))
     super().__init__(data_dir=data_dir, **kwargs)

@@ -119,7 +119,8 @@ def discover(
   """
   described_by = described_by or descriptor_settings.DescriptorSettings()
   wanted, settings, old = check(scan_files, settings, extend, described_by)
-  summaries = os.path.join(folder, 'summaries.tmp')
+  # A worker may have another working directory.
+  summaries = os.path.abspath(os.path.join(folder, 'summaries.tmp'))
   os.makedirs(summaries)
   try:
     stop = transforms.StopFile(os.path.join(summaries, 'stop'))
@@ -315,6 +316,7 @@ def cut_cubes(
   Raises:
     UserError: a scan is missing, or is not what it was.
   """
+  folder = os.path.abspath(folder)
   try:
     requests = transforms.group_requests(
       scan_files, instances, folder, anti_aliasing=frame == frames.LUNG

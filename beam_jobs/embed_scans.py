@@ -156,9 +156,7 @@ def _go_on(
   """Embeds what is left."""
   embedding_files.prepare_folder(output, settings)
   left = _find_left(scan_files, output)
-  handler = scan_embedder.ScanEncoderHandler(
-    storage.absolute(model), settings.stride, batch_size
-  )
+  handler = scan_embedder.ScanEncoderHandler(model, settings.stride, batch_size)
   counters, rejected = {}, ()
   if left:
     counters, rejected = _embed(left, handler, output, settings, options)

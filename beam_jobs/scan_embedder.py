@@ -25,6 +25,7 @@ from transvw_tf2 import errors
 from transvw_tf2.scans import geometry as geometry_lib
 from transvw_tf2.scans import luna16
 from transvw_tf2.scans import reader
+from transvw_tf2.scans import storage
 from transvw_tf2.serving import embed
 from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
@@ -59,7 +60,7 @@ class ScanEncoderHandler(
       batch_size: cubes per call of the encoder.
     """
     super().__init__()
-    self._model = model
+    self._model = storage.absolute(model)
     self._stride = stride
     self._batch_size = batch_size
 

@@ -17,7 +17,7 @@ def _data_dir(tmp_path_factory):
   return tiny_data.write(tmp_path_factory.mktemp('tiny_data'))
 
 
-def _train(workdir, data_dir, *arguments):
+def _train(workdir, data_dir, *arguments, stdout=subprocess.PIPE):
   return subprocess.run(
     [
       *(sys.executable, '-m', 'transvw_tf2.train'),
@@ -28,7 +28,8 @@ def _train(workdir, data_dir, *arguments):
       f'--workdir={workdir}',
       *arguments,
     ],
-    capture_output=True,
+    stdout=stdout,
+    stderr=subprocess.PIPE,
     text=True,
     cwd=_ROOT,
     check=False,
@@ -98,6 +99,17 @@ def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line, said):
   assert 'object at 0x' not in done.stderr
   assert 'function' not in done.stderr
   assert not workdir.exists()
+
+
+def test_a_closed_pipe_does_not_fail_a_run(data_dir, tmp_path):
+  read, write = os.pipe()
+  os.close(read)
+  with open(write, 'wb') as closed:
+    done = _train(
+      tmp_path / 'run', data_dir, '--gin_param=train.epochs = 1', stdout=closed
+    )
+  assert done.returncode == 0, done.stderr
+  assert 'Traceback' not in done.stderr
 
 
 def test_missing_workdir_is_one_clear_line():

@@ -70,7 +70,7 @@ def main(argv):
   if _DETERMINISTIC.value:
     devices.make_deterministic(_THREADS.value or os.cpu_count())
   strategy = devices.make_strategy(_DEVICES.value)
-  print(f'training on {devices.describe(strategy)}', flush=True)
+  loop.say(f'training on {devices.describe(strategy)}')
   try:
     with interruption.Interruption() as interrupted:
       rows = loop.train(
@@ -84,7 +84,7 @@ def main(argv):
     print(stopped, file=sys.stderr)
     return interruption.EXIT_CODE
   if devices.is_chief(strategy):
-    print(f'{len(rows)} epochs in {_WORKDIR.value}')
+    loop.say(f'{len(rows)} epochs in {_WORKDIR.value}')
   return 0
 
 

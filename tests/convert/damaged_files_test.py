@@ -327,6 +327,43 @@ def test_no_memory_is_taken_that_the_file_does_not_have(old, kind, tmp_path):
   assert taken * 1024 < size // 2
 
 
+@pytest.mark.parametrize('kind', ['old', 'zip', 'zip64'])
+def test_a_text_of_that_name_is_none(kind, tmp_path):
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'official.pt'
+  state = published_files.torch_state(published_files.draw('torch'))
+  torch.save(
+    {'state_dict': state, 'note': 'a bytearray'},
+    path,
+    _use_new_zipfile_serialization=kind != 'old',
+  )
+  if kind == 'zip':  # of another writer, that leaves out what is for 4 GB
+    content = path.read_bytes()
+    path.write_bytes(content[:-98] + content[-22:])
+  assert len(files.read(str(path)).tensors)
+
+
+def test_two_directories_are_refused(tmp_path):
+  """Python would see one, and PyTorch the other."""
+  torch = pytest.importorskip('torch')
+  path = tmp_path / 'official.pt'
+  asks = _Asks(bytearray, 1 << 30)
+  torch.save({'state_dict': {}, 'more': [asks]}, path)
+  content = path.read_bytes()
+  ends = content[-98:]
+  start = int.from_bytes(content[-6:-2], 'little')
+  other = content[start:-98].replace(b'.pkl', b'.pxl')
+  for shown in (
+    content[:-98] + other + ends,
+    content[:-98] + other + content[-22:],
+    content + b'PK\x05\x06' + bytes(18),
+    content[:-2] + b'\x04\x00more',
+  ):
+    path.write_bytes(shown)
+    said = _refuse(path, tmp_path, 'of the zip|is not a zip|cannot be read')
+    assert 'nothing in it was run' in said
+
+
 @pytest.mark.parametrize('part', [0.01, 0.5, 0.999])
 @pytest.mark.parametrize('old', [True, False])
 def test_cut_pt(part, old, tmp_path):

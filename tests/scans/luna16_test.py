@@ -82,7 +82,9 @@ def test_a_folder_that_is_no_dicom_series_is_listed_and_refused(tmp_path):
 
 
 def test_loose_dicom_files_are_not_passed_over_in_silence(tmp_path, caplog):
-  _touch(tmp_path / 'train', '1.dcm', '2.DCM', 'a.nrrd', 'series/3.dcm')
+  _touch(
+    tmp_path / 'train', '1.dcm', '2.DCM', '._2.dcm', 'a.nrrd', 'series/3.dcm'
+  )
   found = luna16.find_scans(os.fspath(tmp_path))
   assert [one.scan_id for one in found] == ['a', 'series']
   (record,) = caplog.records

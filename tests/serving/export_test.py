@@ -338,14 +338,14 @@ def test_a_full_disk_is_one_line(model, tmp_path, monkeypatch):
   assert not os.listdir(tmp_path)
 
 
-@pytest.mark.parametrize('sign', '*?[')
+@pytest.mark.parametrize('sign', '[\\')
 def test_a_path_that_is_a_pattern_is_refused(exported, model, tmp_path, sign):
   path = str(tmp_path / f'{sign}1]')
   with pytest.raises(errors.UserError, match='take for a pattern'):
     export.export_encoder(model, path, {}, cube_shape=_CUBE)
   assert not os.listdir(tmp_path)
   os.symlink(exported, path)
-  with pytest.raises(errors.UserError, match=r'model .* take for a pattern'):
+  with pytest.raises(errors.UserError, match=r'loaded .*: move it, for Tens'):
     encoders.load(path, signatures.CUBES)
 
 

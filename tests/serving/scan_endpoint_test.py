@@ -79,6 +79,17 @@ def test_answers_are_encoded_beside_the_event_loop(
   assert threads[0] is not threading.main_thread()
 
 
+def test_strings_nested_without_end_are_refused(scan_endpoint):
+  value = 'text'
+  for _ in range(100_000):
+    value = [value]
+  tensor = types.SimpleNamespace(name='bytes', dtype=np.dtype(object), shape=())
+  with pytest.raises(request_errors.RequestError, match='lists within lists'):
+    scan_endpoint.kserve_model.rest_v1._to_array(value, tensor)
+  while isinstance(value, list):  # freed one by one
+    (value,) = value
+
+
 def _request(blocks):
   """Returns an upload of blocks, each after so many seconds, without an end."""
 

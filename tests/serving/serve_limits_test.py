@@ -373,7 +373,7 @@ def test_answers_are_sent_at_once(monkeypatch):
     ),
     (
       ('--model=nowhere', '--max_request_mb=2048'),
-      'max_request_mb is 2048, wanted at least 1 and at most 2047',
+      'max_request_mb is 2048, wanted at most 2047 with gRPC',
     ),
     (('--model=nowhere', '--grace_s=inf'), 'grace_s is inf, wanted at least 0'),
     (('--model=nowhere', '--timeout_s=nan'), 'timeout_s is nan, wanted at'),

@@ -165,8 +165,12 @@ def test_bindings_that_nothing_asked_for_are_found():
   used = [
     *('train.seed = 3', 'training.train.task = @Restore'),
     *('FILTERS = 2', 'unet3d.base_filters = %FILTERS'),
+    *('SEED/macro.value = 3', '# not a.b', 'import os.path'),
   ]
-  unused = ['visual_word_net.base_filters = 4', 'CosineDecay.epochs=10']
+  unused = [
+    *('visual_word_net.base_filters = 4', 'CosineDecay.epochs=10'),
+    'train.epochs = 3\nStepDecay.epochs = 2',
+  ]
   gin_files.parse([], [*used, *unused])
   settings_lib.Settings().task().build_model()
   assert gin_files.find_unused([*used, *unused]) == unused

@@ -173,6 +173,25 @@ def test_what_is_refused_leaves_nothing(
   assert not os.listdir(tmp_path)
 
 
+def test_who_is_refused_removes_nothing_of_another_run(
+  tmp_path, strategy, data_dir, monkeypatch
+):
+  workdir = tmp_path / 'run'
+  workdir.mkdir()
+  (workdir / 'model.json').write_text('{}')
+  exists = os.path.exists
+  # As if the other run had made it just now.
+  monkeypatch.setattr(
+    os.path, 'exists', lambda path: path != str(workdir) and exists(path)
+  )
+  with (
+    output_lock.hold(str(workdir)),
+    pytest.raises(errors.UserError, match='another run is writing to'),
+  ):
+    tiny_data.train(workdir, strategy, data_dir)
+  assert os.listdir(workdir) == ['model.json']
+
+
 def test_a_setting_that_is_missing_is_one_line(tmp_path, strategy, data_dir):
   with pytest.raises(errors.UserError, match=r'CosineDecay.*epochs') as raised:
     tiny_data.train(

@@ -13,8 +13,10 @@ from collections.abc import Iterator
 from collections.abc import Mapping
 import contextlib
 import io
+import os
 import pickletools
 import re
+import struct
 import warnings
 import zipfile
 
@@ -46,6 +48,11 @@ _NOTE = (
 # Of what is in the file, with all that it is in; the release's have up to 60.
 _MAX_NAME = 1000
 _ZIP = b'PK\x03\x04'
+# Of a zip file (APPNOTE 4.3.14 to 4.3.16): where its directory is; last come
+# its length and its offset, in the last record before the length of a comment.
+_END_64 = struct.Struct('<4sQ2H2L4Q')
+_LOCATOR = struct.Struct('<4sLQL')
+_END = struct.Struct('<4s4H2LH')
 # In a file of the old format: magic number, version, system, what is stored
 # and the keys of the tensors.
 _PICKLES = 5
@@ -187,6 +194,7 @@ def _load(torch, path):
     ),
   ]
   try:
+    _check_directory(path)
     with (
       contextlib.suppress(zipfile.BadZipFile),
       zipfile.ZipFile(path) as archive,
@@ -239,13 +247,55 @@ def _check_pickles(path: str) -> None:
 
 
 def _check_pickle(stream, path) -> None:
-  for _, argument, _ in pickletools.genops(stream):
-    # The last part of a global, or a text that becomes one.
-    if isinstance(argument, str) and argument.split()[-1:] == ['bytearray']:
+  for code, argument, _ in pickletools.genops(stream):
+    if code.name == 'GLOBAL' and argument.split()[-1:] == ['bytearray']:
       raise errors.UserError(
         f'{path} asks for memory without end (bytearray): it is not safe to'
         ' read, and nothing in it was run'
       )
+    if code.name == 'STACK_GLOBAL':
+      raise ValueError('its pickle is of a later protocol than PyTorch writes')
+
+
+def _check_directory(path: str) -> None:
+  """Checks that a zip file has one directory, where all readers look.
+
+  Python goes by its length and PyTorch by its offset, so that each could be
+  shown another.
+
+  Raises:
+    ValueError: it has not.
+  """
+  with open(path, 'rb') as file:
+    if file.read(len(_ZIP)) != _ZIP:
+      return
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(0, size - _END_64.size - _LOCATOR.size - _END.size))
+    content = file.read()
+  end = size - _END.size
+  *found, comment = _END.unpack(content[-_END.size :])
+  directories = [found[-2:]]
+  content = content[: -_END.size]
+  if content[-_LOCATOR.size :].startswith(b'PK\x06\x07'):
+    end -= _LOCATOR.size + _END_64.size
+    *_, place, _ = _LOCATOR.unpack(content[-_LOCATOR.size :])
+    whole = _END_64.unpack(content[: _END_64.size])
+    if place != end or whole[0] != b'PK\x06\x06':
+      raise ValueError('the end of the zip is not where it says')
+    # What the shorter record cannot hold, it leaves to the other.
+    directories = [
+      [
+        two if one == 0xFFFFFFFF else one
+        for one, two in zip(found[-2:], whole[-2:], strict=True)
+      ],
+      whole[-2:],
+    ]
+  if (
+    found[0] != b'PK\x05\x06'
+    or comment
+    or any(length + offset != end for length, offset in directories)
+  ):
+    raise ValueError('the directory of the zip is not where it says')
 
 
 def _tensors(torch, stored, path) -> Iterator[tuple[str, object]]:

@@ -177,7 +177,7 @@ def _find_in_folder(folder: str) -> Iterator[tuple[str, str]]:
   loose = [
     name
     for name, is_folder in entries
-    if name.lower().endswith('.dcm') and not is_folder
+    if re.fullmatch(r'[^.].*\.dcm', name, re.IGNORECASE) and not is_folder
   ]
   if loose:
     logging.warning(

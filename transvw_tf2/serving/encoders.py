@@ -9,7 +9,6 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
-from transvw_tf2 import output_file
 from transvw_tf2.serving import signatures
 
 _INT16 = {
@@ -67,6 +66,31 @@ class Encoder:
     return function(tf.constant(hu[box]), *inside).numpy()
 
 
+def load_saved_model(path: str, hint: str):
+  """Loads a SavedModel.
+
+  Args:
+    path: its folder.
+    hint: what to give instead, for the message.
+
+  Raises:
+    errors.UserError: it is none, or cannot be loaded.
+  """
+  if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
+    raise errors.UserError(
+      f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
+    )
+  try:
+    return tf.saved_model.load(path)
+  except (OSError, ValueError, tf.errors.OpError) as error:
+    advice = 'export it again'
+    if '[' in path or '\\' in path:
+      advice = 'move it, for TensorFlow takes its path for a pattern'
+    raise errors.UserError(
+      f'model {path!r} cannot be loaded ({error}): {advice}'
+    ) from error
+
+
 def load(path: str, volumes: str) -> Encoder:
   """Loads what serving/export.py wrote.
 
@@ -80,19 +104,9 @@ def load(path: str, volumes: str) -> Encoder:
   """
   run = 'an autoencoder' if volumes == signatures.THUMBNAILS else 'pre-training'
   hint = f'pass the --output of transvw_tf2.export of {run}'
-  output_file.check_no_pattern('model', path)
   if not os.path.isdir(path):
     raise errors.UserError(f'model {path!r} is not a folder: {hint}')
-  if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
-    raise errors.UserError(
-      f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
-    )
-  try:
-    loaded = tf.saved_model.load(path)
-  except (OSError, ValueError, tf.errors.OpError) as error:
-    raise errors.UserError(
-      f'model {path!r} cannot be loaded ({error}): export it again'
-    ) from error
+  loaded = load_saved_model(path, hint)
   name = _INT16[volumes]
   function = loaded.signatures.get(name)
   if function is None:

@@ -240,7 +240,7 @@ def _describe(workdir, settings, task, data, classes):
       'precision': settings.precision,
       # Schedule and early stopping compare with the best of it so far.
       'best_metric': settings.best_metric,
-      # Their counters are in the checkpoint.
+      # Counters, where they have any, are in the checkpoint.
       **classes,
       'seed': settings.seed,
       # A run that goes on has those of its checkpoint, whatever is asked for.

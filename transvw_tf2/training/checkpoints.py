@@ -138,7 +138,9 @@ class Checkpoints:
     paths = _find_checkpoints(os.path.join(self._folder, LATEST))
     for path in reversed(paths):
       try:
-        self._full.read(path).assert_existing_objects_matched()
+        found = self._full.read(path).assert_existing_objects_matched()
+        # Of an older run there may be more than is asked for.
+        found.expect_partial()
         return path
       except _DAMAGED as error:
         logging.warning(

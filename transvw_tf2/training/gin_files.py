@@ -85,8 +85,10 @@ def find_unused(parameters: Sequence[str]) -> list[str]:
   )
   unused = []
   for parameter in parameters:
-    name = parameter.partition('=')[0].strip().rpartition('/')[2]
-    if '.' in name and '.'.join(name.split('.')[-2:]) not in asked:
+    # Without scopes; of several lines, an include or a comment too.
+    names = re.findall(r'^\s*(?:[\w.]+/)*([\w.]+)\s*=', parameter, re.M)
+    short = {'.'.join(one.split('.')[-2:]) for one in names if '.' in one}
+    if short - {'macro.value'} - asked:
       unused.append(parameter)
   return unused
 

@@ -92,16 +92,17 @@ def _holding(workdir, strategy):
     yield
     return
   is_new = not os.path.exists(workdir)
-  try:
-    with output_lock.hold(workdir):
+  with output_lock.hold(workdir):
+    try:
       yield
-  except errors.UserError:
-    if is_new and not os.path.exists(os.path.join(workdir, checkpoints.FOLDER)):
-      shutil.rmtree(workdir, ignore_errors=True)
-    raise
+    except errors.UserError:
+      begun = os.path.exists(os.path.join(workdir, checkpoints.FOLDER))
+      if is_new and not begun:
+        shutil.rmtree(workdir, ignore_errors=True)
+      raise
 
 
-def _say(line: str) -> None:
+def say(line: str) -> None:
   """Prints a line; a run of days does not end because nobody listens."""
   with contextlib.suppress(OSError):  # such as a pipe that was closed
     print(line, flush=True)
@@ -148,7 +149,7 @@ class _Loop:
       run.checkpoints.close()
     stopped = run.early_stopping.over
     if stopped:
-      _say(f'stopped early after epoch {progress.epoch}')
+      say(f'stopped early after epoch {progress.epoch}')
     self._summarize('early stopping' if stopped else 'last epoch')
     return self._reports.rows
 
@@ -177,11 +178,11 @@ class _Loop:
       run.freezing.apply(run.model, 1)
       if self._settings.start_from:
         source = self._settings.start_from
-        _say(initial_weights.start_from(run.model, source))
+        say(initial_weights.start_from(run.model, source))
       # What a run that lacks memory in its first step goes back to.
       self._save_latest()
     elif restored:
-      _say(
+      say(
         f'resuming after epoch {progress.epoch}, step {progress.step},'
         f' from {restored}'
       )
@@ -270,7 +271,7 @@ class _Loop:
     if run.is_chief and epoch % self._settings.picture_epochs == 0:
       self._draw(epoch, totals)
     speed_text = f'{speed:.2f} {run.data.volume}s/s'
-    _say(_epoch_line(epoch, trained, validated, speed_text))
+    say(_epoch_line(epoch, trained, validated, speed_text))
 
   def _end_epoch(self, epoch, validated, rate):
     """Takes the validation metrics of an epoch and saves."""

@@ -108,6 +108,7 @@ class BatchQueue:
       self._waiting = collections.deque(
         item for item in self._waiting if not item.future.cancelled()
       )
+      self._left.set()
       self._count()
       raise
 
@@ -161,6 +162,7 @@ class BatchQueue:
       mine = item.key == key and len(batch) < self._max_batch
       (batch if mine else rest).append(item)
     self._waiting = rest
+    self._left.set()
     self._count()
     return batch
 
@@ -186,7 +188,6 @@ class BatchQueue:
         item.future.set_result(result)
 
   def _count(self) -> None:
-    self._left.set()
     _WAITING.set(len(self._waiting))
 
   def _retry_after(self) -> int:

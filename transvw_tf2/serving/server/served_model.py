@@ -11,7 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from transvw_tf2 import errors
-from transvw_tf2 import output_file
+from transvw_tf2.serving import encoders
 from transvw_tf2.serving import signatures
 from transvw_tf2.serving.server import request_errors
 
@@ -65,7 +65,9 @@ class ServedModel:
         be served.
     """
     # The functions die with what `load` returns, so it is kept.
-    self._loaded = _load(path)
+    self._loaded = encoders.load_saved_model(
+      path, 'pass the --output of transvw_tf2.export'
+    )
     self.description = _read_description(path)
     self.signatures = {}
     for name, function in sorted(self._loaded.signatures.items()):
@@ -128,21 +130,6 @@ class ServedModel:
       {name: value[at, ...] for name, value in outputs.items()}
       for at in range(len(items))
     ]
-
-
-def _load(path):
-  hint = 'pass the --output of transvw_tf2.export'
-  output_file.check_no_pattern('model', path)
-  if not os.path.isfile(os.path.join(path, 'saved_model.pb')):
-    raise errors.UserError(
-      f'model {path!r} is not a SavedModel (no saved_model.pb in it): {hint}'
-    )
-  try:
-    return tf.saved_model.load(path)
-  except (OSError, ValueError, tf.errors.OpError) as error:
-    raise errors.UserError(
-      f'model {path!r} cannot be loaded ({error}): export it again'
-    ) from error
 
 
 def _read_description(path):

@@ -12,7 +12,7 @@ MIB = 1 << 20
 # What gRPC can be told: bytes in 31 bits.
 _MOST_MB = 2047
 _MOST_PORT = (1 << 16) - 1
-_MOST_S = 1e6
+_MOST_GRACE_S = 86400
 # Of a part of a path.
 _NAME = re.compile(r'[A-Za-z0-9_][A-Za-z0-9_.-]*')
 
@@ -52,11 +52,10 @@ class Settings:
     'Longest wait of an idle model for a batch to fill; what comes while it '
     'works shares a batch without any wait.',
     0,
-    1000 * _MOST_S,
   )
   max_queue: int = _setting(64, 'Items that may wait for the model.', 1)
   max_scans: int = _setting(2, 'Scans that are worked on at once.', 1)
-  max_request_mb: int = _setting(64, 'Largest request, MiB.', 1, _MOST_MB)
+  max_request_mb: int = _setting(64, 'Largest request, MiB.', 1)
   max_scan_mb: int = _setting(512, 'Largest file of a scan, MiB.', 1)
   max_unpacked_mb: int = _setting(
     1024, 'Largest scan once unpacked, MiB; it may have a voxel per 4 bytes.', 1
@@ -64,10 +63,10 @@ class Settings:
   max_scan_cubes: int = _setting(
     1 << 18, 'Cubes that the stride may cut a scan into.', 1
   )
-  timeout_s: float = _setting(60.0, 'Time limit of a request.', 0.1, _MOST_S)
-  scan_timeout_s: float = _setting(900.0, 'Time limit of a scan.', 0.1, _MOST_S)
+  timeout_s: float = _setting(60.0, 'Time limit of a request.', 0.1)
+  scan_timeout_s: float = _setting(900.0, 'Time limit of a scan.', 0.1)
   grace_s: float = _setting(
-    30.0, 'Time for requests to finish after SIGTERM.', 0, _MOST_S
+    30.0, 'Time for requests to finish after SIGTERM.', 0, _MOST_GRACE_S
   )
 
   def __post_init__(self):
@@ -75,11 +74,16 @@ class Settings:
       value, least = getattr(self, field.name), field.metadata['least']
       most = field.metadata['most']
       if least is not None and not least <= value <= most:
-        limit = f' and at most {most:g}' if most < math.inf else ''
+        limit = f' and at most {most}' if most < math.inf else ''
         raise errors.UserError(
           f'{field.name} is {value}, wanted at least {least}{limit}: change '
           f'--{field.name}'
         )
+    if self.grpc and self.max_request_mb > _MOST_MB:
+      raise errors.UserError(
+        f'max_request_mb is {self.max_request_mb}, wanted at most {_MOST_MB}'
+        ' with gRPC: change --max_request_mb, or give --nogrpc'
+      )
     if not _NAME.fullmatch(self.name):
       raise errors.UserError(
         f'name is {self.name!r}, wanted letters, digits, _, . and -, for it is'
