@@ -128,8 +128,11 @@ def _place_key(candidate: luna16.Candidate):
 
 def _around_nodules(folder, by_id, config):
   _require(folder, luna16.ANNOTATIONS_FILE)
-  if config.masks is not None and not storage.is_folder(config.masks):
-    raise errors.UserError(f'config field masks: no folder {config.masks}')
+  masks_folder = config.masks
+  if masks_folder is not None:
+    if not storage.is_folder(masks_folder):
+      raise errors.UserError(f'config field masks: no folder {masks_folder}')
+    masks_folder = storage.absolute(masks_folder)
   rows = luna16.read_annotations(folder)
   _require_rows(rows, folder, luna16.ANNOTATIONS_FILE)
   known, rejected = _known(rows, by_id)
@@ -139,8 +142,8 @@ def _around_nodules(folder, by_id, config):
   places = {}
   for scan_id, of_scan in nodules.items():
     mask_path = None
-    if config.masks is not None:
-      mask_path = masks.find_mask(config.masks, scan_id)
+    if masks_folder is not None:
+      mask_path = masks.find_mask(masks_folder, scan_id)
       if mask_path is None:
         rejected.append((scan_id, masks.MISSING, f'none in {config.masks}'))
         continue

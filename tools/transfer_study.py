@@ -98,6 +98,8 @@ def main(argv):
     folder=os.path.abspath(_OUTPUT.value),
   )
   wanted = _list_runs(plan)
+  # What is wrong in them must not become the study's.
+  runs_lib.check_parameters(plan)
   with output_lock.hold(plan.folder):
     _write_settings(plan)
     _go_on(plan, wanted)
@@ -154,23 +156,36 @@ def report(plan: runs_lib.Plan, rows: pd.DataFrame) -> None:
   for (task, metric), of_task in tables.measured(rows).groupby(
     ['task', 'metric']
   ):
-    histories = {}
-    for row in of_task.itertuples():
-      run = runs_lib.Run(task, row.init, row.fraction, row.seed)
-      histories.setdefault((run.fraction, run.init), []).append(
-        [
-          epoch[f'validation/{metric}']
-          for epoch in reports.read_history(
-            plan.workdir(run, row.learning_rate)
-          )
-        ]
+    histories = _read_histories(plan, of_task, f'validation/{metric}')
+    if histories:
+      plots.save(
+        os.path.join(plan.folder, f'learning_curves_{task}.png'),
+        plots.draw_learning_curves(runs_lib.title(task, metric), histories),
       )
-    plots.save(
-      os.path.join(plan.folder, f'learning_curves_{task}.png'),
-      plots.draw_learning_curves(runs_lib.title(task, metric), histories),
-    )
   print(text, end='')
   print(f'wrote {plan.folder}')
+
+
+def _read_histories(
+  plan, of_task, column
+) -> dict[tuple[float, str], list[list[float]]]:
+  """Returns a column of the runs' histories by fraction and init.
+
+  Without those whose folders were removed, which is told.
+  """
+  histories, missing = {}, 0
+  for row in of_task.itertuples():
+    run = runs_lib.Run(row.task, row.init, row.fraction, row.seed)
+    workdir = plan.workdir(run, row.learning_rate)
+    if not os.path.exists(os.path.join(workdir, reports.HISTORY_FILE)):
+      missing += 1
+      continue
+    histories.setdefault((run.fraction, run.init), []).append(
+      [epoch[column] for epoch in reports.read_history(workdir)]
+    )
+  if missing:
+    print(f'learning curves: without {missing} runs, whose folders are gone')
+  return histories
 
 
 def _parse(flag, reserved=()) -> dict[str, str]:
@@ -216,8 +231,8 @@ def _parse_learning_rates(tasks) -> dict[str, list[float]]:
 
 
 def _unique(numbers) -> list[float]:
-  """Returns those whose networks lie in folders of their own."""
-  return list({f'{number:g}': number for number in numbers}.values())
+  """Returns them once each, with the digits that names of folders have."""
+  return list(dict.fromkeys(float(f'{number:g}') for number in numbers))
 
 
 def _list_runs(plan) -> list[runs_lib.Run]:
@@ -251,6 +266,7 @@ def _write_settings(plan) -> None:
     },
     'data': {name: task.data_dir for name, task in plan.tasks.items()},
     'init': dict(plan.starts),
+    'changed': runs_lib.fingerprints(plan),
   }
   try:
     os.makedirs(plan.folder, exist_ok=True)
@@ -272,8 +288,15 @@ def _write_settings(plan) -> None:
 def _merge(folder, before, settings) -> None:
   """Adds tasks and inits of before; what is there already has to be equal."""
   for name in settings:
-    for key, value in before[name].items():
+    # Studies were begun before there was the last.
+    known = before.get(name, {}) if name == 'changed' else before[name]
+    for key, value in known.items():
       now = settings[name].setdefault(key, value)
+      if value != now and name == 'changed':
+        raise errors.UserError(
+          f'--output {folder} holds results of {key} as it was before it was'
+          ' built or trained anew: give another --output'
+        )
       if value != now:
         raise errors.UserError(
           f'--output {folder} holds a study with --{name} {key} {value}, now'

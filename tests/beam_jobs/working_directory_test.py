@@ -6,15 +6,21 @@ import sys
 
 import apache_beam as beam
 from apache_beam.options import pipeline_options
+import numpy as np
 import pytest
+import SimpleITK as sitk
 import tensorflow_datasets as tfds
 
 from beam_jobs import descriptor_settings
 from beam_jobs import labelled_scans
+from beam_jobs import luna16_nodules
 from beam_jobs import transvw_luna16
 from tests.beam_jobs import tiny_scans
 from transvw_tf2.discovery import settings as settings_lib
 from transvw_tf2.models import unet3d
+from transvw_tf2.scans import luna16
+from transvw_tf2.scans import phantom
+from transvw_tf2.scans import reader
 from transvw_tf2.serving import export
 
 _ROOT = os.path.dirname(
@@ -116,6 +122,30 @@ def test_data_set_of_words():
   tiny_scans.write_luna16('scans')
   config = transvw_luna16.Builder.builder_config_cls(name='tiny', **_SETTINGS)
   _build(transvw_luna16.Builder(data_dir='data', config=config))
+
+
+def test_data_set_of_nodules_with_masks():
+  phantom.write_luna16('scans', scans=10, size=(64, 64, 40), seed=1)
+  os.makedirs('masks')
+  for one in luna16.find_scans('scans'):
+    scan = reader.read_scan(one.path)
+    mask = np.zeros(scan.hu.shape, np.uint8)
+    for nodule in luna16.read_annotations('scans'):
+      if nodule.scan_id == one.scan_id:
+        x, y, z = np.rint(scan.geometry.world_to_voxel(nodule.centre)).astype(
+          int
+        )
+        mask[x - 1 : x + 2, y - 1 : y + 2, z - 1 : z + 2] = 1
+    image = sitk.GetImageFromArray(mask.T)
+    image.CopyInformation(sitk.ReadImage(one.path))
+    sitk.WriteImage(image, f'masks/{one.scan_id}.mhd')
+  config = luna16_nodules.Builder.builder_config_cls(
+    name='tiny',
+    task='nodule_segmentation',
+    masks='masks',
+    cube_shape=(16, 16, 8),
+  )
+  _build(luna16_nodules.Builder(data_dir='data', config=config))
 
 
 def test_data_set_of_labelled_scans():

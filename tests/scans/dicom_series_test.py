@@ -196,6 +196,19 @@ def test_a_wrong_transfer_syntax_takes_no_memory(tmp_path, syntax):
   assert done.stdout.startswith(f'damaged: {path} claims the transfer syntax')
 
 
+def test_gaps_that_differ_little_may_add_up(tmp_path):
+  # By 8 % from the middle on: at most a tenth of a gap off in a short series.
+  hu = scan_files.make_hu((32, 32, 160))
+  folder = scan_files.write_series(tmp_path / 'a', hu, more_apart=0.2)
+  error = _refused(folder)
+  assert error.reason == 'uneven_slices'
+  # 80 gaps of 2.5 mm and 79 of 2.7: the middle one is 80 * 0.1 mm * 79 / 159
+  # away from where it would be.
+  assert 'up to 7.9 mm away' in error.detail
+  near = scan_files.write_series(tmp_path / 'b', hu, more_apart=0.02)
+  assert reader.read_geometry(near).size == hu.shape
+
+
 def test_a_slice_that_is_there_twice(tmp_path):
   hu = scan_files.make_hu(_SIZE)
   folder = scan_files.write_series(tmp_path, hu)

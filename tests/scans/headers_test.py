@@ -240,6 +240,10 @@ def _write_nifti(folder, hu, changes, name='a.nii'):
     (('<f', 296, np.nan), 'bad_geometry'),
     (('<f', 296, 3e38), 'bad_geometry'),
     (('<f', 256, np.inf), 'bad_geometry'),
+    # Without scaling by the standard, shifted by SimpleITK.
+    (('<2f', 112, 0.0, -24.0), 'bad_scaling'),
+    (('<2f', 112, np.inf, 0.0), 'bad_scaling'),
+    (('<2f', 112, 1.0, -np.inf), 'bad_scaling'),
   ],
 )
 def test_nifti_headers(tmp_path, name, change, reason):
@@ -255,6 +259,13 @@ def test_nifti_forms_that_are_not_used_may_hold_anything(tmp_path):
   path = _write_nifti(
     tmp_path, hu, [('<h', 252, 0), ('<6f', 256, *[np.nan] * 6)]
   )
+  np.testing.assert_array_equal(reader.read_scan(path).hu, hu)
+
+
+@pytest.mark.parametrize('scaling', [(0.0, 0.0), (np.nan, np.nan)])
+def test_nifti_without_scaling(tmp_path, scaling):
+  hu = scan_files.make_hu()
+  path = _write_nifti(tmp_path, hu, [('<2f', 112, *scaling)])
   np.testing.assert_array_equal(reader.read_scan(path).hu, hu)
 
 

@@ -63,6 +63,7 @@ def write_series(
   origin=(-10.0, -20.0, -30.0),
   direction=None,
   skip=(),
+  more_apart=0.0,
   intercept=-1024,
   slope=1,
   compressor=None,
@@ -81,7 +82,8 @@ def write_series(
       continue
     image = sitk.GetImageFromArray(np.ascontiguousarray(hu[:, :, k].T))
     image.SetSpacing(spacing[:2])
-    position = np.asarray(origin) + direction[:, 2] * spacing[2] * k
+    along = spacing[2] * k + more_apart * max(0, k - hu.shape[2] // 2)
+    position = np.asarray(origin) + direction[:, 2] * along
     for tag, value in {
       '0008|0016': '1.2.840.10008.5.1.4.1.1.2',
       '0008|0018': f'{uid}.{k + 1}',

@@ -160,6 +160,18 @@ def test_a_class_without_labels_is_told_before_the_first_run(tmp_path):
     named = f' {run.fraction:g} with seed {run.seed} ' in text
     assert named == (run in wrong)
   runs_lib.check_labels(plan, [run for run in runs if run not in wrong])
+  # Nor can be measured what a split has none of.
+  few = {name: one[:1] for name, one in examples.items()}
+  for split, rates in (('test', {}), ('validation', {'boxes': [0.1, 0.01]})):
+    path = tiny_data.write_splits(
+      tmp_path / split, 'classes', splits | {split: few}, features, 1
+    )
+    task = runs_lib.open_task(path)
+    plan = runs_lib.Plan({'boxes': task}, {}, (), '', rates)
+    with pytest.raises(
+      errors.UserError, match=f"split {split} of .* no example of class 'box'"
+    ):
+      runs_lib.check_labels(plan, runs[-1:])
 
 
 def _patients(run):

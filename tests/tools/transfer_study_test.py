@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -160,6 +161,14 @@ def test_the_learning_rate_is_chosen_on_validation(study, tmp_path, capsys):
     ({'learning_rates': ['boxes=']}, '--learning_rates boxes=: wanted'),
     ({'learning_rates': ['boxes=inf']}, 'the rates above 0'),
     ({'learning_rates': ['boxes=1', 'boxes=2']}, 'boxes is given twice'),
+    # Before they are the study's, so that they can be mended.
+    ({'gin_param': ['train.epoch = 3']}, 'train.epoch'),
+    ({'gin_param': ['ball:train.epochs = 3']}, 'ball:train.epochs'),
+    ({'gin_param': ['train.epochs = 0']}, 'train.epochs is 0, wanted'),
+    (
+      {'gin_param': ['boxes:train.seed = 3']},
+      'the study decides train.seed of boxes itself',
+    ),
   ],
 )
 def test_wrong_flags_are_named(study, tmp_path, monkeypatch, flags, text):
@@ -196,6 +205,39 @@ def test_a_folder_holds_one_study(study, tmp_path):
   with pytest.raises(errors.UserError, match='cannot be used'):
     study()
   assert os.listdir(folder) == ['study.json']
+
+
+def test_data_or_starts_that_changed_are_told(
+  study, data_dir, tmp_path, monkeypatch
+):
+  module = sys.modules['tools.transfer_study']
+  monkeypatch.setattr(module, '_run_all', lambda *_: (_ for _ in ()))
+  monkeypatch.setattr(module, 'report', lambda *_: None)
+  data, start = tmp_path / 'data', tmp_path / 'start.keras'
+  shutil.copytree(data_dir, data)
+  start.write_bytes(b'first')
+  given = {'data': [f'boxes={data}'], 'init': [f'start={start}']}
+  study(**given)
+  study(**given)
+  start.write_bytes(b'second')
+  with pytest.raises(errors.UserError, match='results of init start as it was'):
+    study(**given)
+  study(data=given['data'])
+  shard = next(data.glob('*.tfrecord*'))
+  shard.write_bytes(shard.read_bytes())
+  with pytest.raises(errors.UserError, match='results of data boxes as it was'):
+    study(data=given['data'])
+
+
+def test_runs_whose_folders_are_gone_have_no_curves(
+  study, tmp_path, monkeypatch, capsys
+):
+  module = sys.modules['tools.transfer_study']
+  plan = module.runs_lib.Plan({}, {}, (), str(tmp_path))
+  row = {'task': 'boxes', 'init': 'scratch', 'fraction': 1.0, 'seed': 1}
+  of_task = pd.DataFrame([row | {'learning_rate': 1e-3}])
+  assert module._read_histories(plan, of_task, 'validation/iou') == {}
+  assert 'without 1 runs, whose folders are gone' in capsys.readouterr().out
 
 
 def test_a_task_is_added_with_parameters_of_its_own(

@@ -117,6 +117,15 @@ def _stack(
       ' is missing, broken or there twice',
     )
   along = np.subtract(last.origin, first.origin)
+  # Gaps that differ little may add up.
+  steps = np.arange(len(slices))[:, np.newaxis] / (len(slices) - 1)
+  off = [one.origin for one in slices] - (first.origin + steps * along)
+  if np.linalg.norm(off, axis=1).max() > usual / 2:
+    raise errors.ScanError(
+      'uneven_slices',
+      f'{folder} has slices up to {np.linalg.norm(off, axis=1).max():.1f} mm'
+      ' away from even places: their distance changes along the series',
+    )
   length = float(np.linalg.norm(along))
   direction = np.reshape(first.direction, (3, 3)).copy()
   direction[:, 2] = along / length

@@ -44,6 +44,7 @@ _NIFTI_LAYOUTS = {
     'datatype': ('h', 70),
     'pixdim': ('8f', 76),
     'vox_offset': ('f', 108),
+    'scaling': ('2f', 112),
     'codes': ('2h', 252),
     'quatern': ('6f', 256),
     'srow': ('12f', 280),
@@ -52,6 +53,7 @@ _NIFTI_LAYOUTS = {
     'datatype': ('h', 12),
     'pixdim': ('8d', 104),
     'vox_offset': ('q', 168),
+    'scaling': ('2d', 176),
     'codes': ('2i', 344),
     'quatern': ('6d', 352),
     'srow': ('12d', 400),
@@ -195,6 +197,7 @@ def _locate_nifti(path: str) -> voxel_data.VoxelData:
       'unreadable', f'{path} is not a NIfTI file with one number per voxel'
     )
   _check_nifti_numbers(path, fields)
+  _check_nifti_scaling(path, *fields['scaling'])
   return voxel_data.VoxelData(
     path,
     start=0 if deflated else int(start),
@@ -238,6 +241,20 @@ def _check_nifti_numbers(path: str, fields: dict[str, tuple]) -> None:
       f'{path} has pixdim {fields["pixdim"][1:4]}, quaternion'
       f' {fields["quatern"]} and matrix {fields["srow"]}, which do not place a'
       ' volume',
+    )
+
+
+def _check_nifti_scaling(path: str, slope: float, intercept: float) -> None:
+  """Checks what makes HU of the voxels.
+
+  By the standard a slope of 0 means that there is no scaling; SimpleITK adds
+  the intercept all the same.
+  """
+  if (slope == 0 and intercept) or math.isinf(slope) or math.isinf(intercept):
+    raise errors.ScanError(
+      'bad_scaling',
+      f'{path} has scl_slope {slope:g} and scl_inter {intercept:g}, of which'
+      ' readers make different numbers: write them with the voxels scaled',
     )
 
 

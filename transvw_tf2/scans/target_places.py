@@ -220,14 +220,12 @@ class WholeScan:
   Attributes:
     cube: its shape; `extent_mm` has no meaning.
     label: number of its class.
-    mask_path: the mask, in the geometry of the scan, or None.
-    values: that count as the mask; None takes all above 0.
+    mask_path: the mask, all above 0, in the geometry of the scan; or None.
   """
 
   cube: target_cubes.CubeSize
   label: int = 0
   mask_path: str | None = None
-  values: tuple[int, ...] | None = None
 
   @property
   def most_cubes(self) -> int:
@@ -240,7 +238,7 @@ class WholeScan:
     )
     if self.mask_path is None:
       return Targets([target])
-    mask = masks.read_mask(self.mask_path, scan.geometry, self.values)
+    mask = masks.read_mask(self.mask_path, scan.geometry)
     found = _begin_with_mask(mask, self.cube)
     _add_if_marked(found, target)
     return found

@@ -3,9 +3,12 @@
 from collections.abc import Mapping
 from collections.abc import Sequence
 import dataclasses
+import glob
+import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 import threading
@@ -15,6 +18,7 @@ import keras
 import tensorflow as tf
 
 from transvw_tf2 import errors
+from transvw_tf2 import schema
 from transvw_tf2.training import built_data
 from transvw_tf2.training import checkpoints
 from transvw_tf2.training import devices
@@ -155,8 +159,59 @@ class Plan:
     return os.path.join(self.folder_of(run), f'learning_rate_{learning_rate:g}')
 
 
+def check_parameters(plan: Plan) -> None:
+  """Checks the gin bindings of all tasks.
+
+  Raises:
+    UserError: one is wrong, or of what the study decides itself.
+  """
+  for name in plan.tasks:
+    parameters = plan.parameters_of(name)
+    for text in parameters:
+      wrong = re.match(
+        r'\s*(?:\w+[./])*train\.(data_dir|start_from|label_fraction|seed)\s*=',
+        text,
+      )
+      if wrong:
+        raise errors.UserError(
+          f'--gin_param {text!r}: the study decides train.{wrong[1]} of'
+          f' {name} itself, leave it out'
+        )
+    gin_files.parse([plan.tasks[name].gin_file], parameters, forget=True)
+    settings.Settings()
+
+
+def fingerprints(plan: Plan) -> dict[str, str]:
+  """Returns a text for each data set and start, another once it changed.
+
+  Of the names, lengths and times of change of their files: contents may be
+  hundreds of GB.
+  """
+  paths = {f'data {name}': task.data_dir for name, task in plan.tasks.items()}
+  for name, path in plan.starts.items():
+    if os.path.isdir(path):
+      path = os.path.join(path, checkpoints.FOLDER, checkpoints.BEST)
+    paths[f'init {name}'] = path
+  return {name: _fingerprint(path) for name, path in paths.items()}
+
+
+def _fingerprint(path: str) -> str:
+  digest = hashlib.sha256()
+  files = glob.glob(os.path.join(glob.escape(path), '**'), recursive=True)
+  for file in sorted(files) if os.path.isdir(path) else [path]:
+    # Not the list of checkpoints, which is mended now and then.
+    if os.path.isfile(file) and os.path.basename(file) != 'checkpoint':
+      known = os.stat(file)
+      name = os.path.relpath(file, path)
+      digest.update(f'{name} {known.st_size} {known.st_mtime_ns}\n'.encode())
+  return digest.hexdigest()[:16]
+
+
 def check_labels(plan: Plan, runs: Sequence[Run]) -> None:
   """Checks that no run would have to learn a class that it has no example of.
+
+  Nor be measured by one: the test split, and validation where it chooses among
+  learning rates, need examples of each class too.
 
   Raises:
     UserError: one would.
@@ -165,10 +220,13 @@ def check_labels(plan: Plan, runs: Sequence[Run]) -> None:
     if task.metric != 'auc':
       continue
     choices = {(run.fraction, run.seed) for run in runs if run.task == name}
-    label_fraction.check(
-      built_data.open_data(task.data_dir, built_data.CUBES_AND_LABELS),
-      sorted(choices),
-    )
+    if not choices:
+      continue
+    data = built_data.open_data(task.data_dir, built_data.CUBES_AND_LABELS)
+    label_fraction.check(data, sorted(choices))
+    label_fraction.check_split(data, schema.TEST)
+    if len(plan.learning_rates.get(name, ())) > 1:
+      label_fraction.check_split(data, schema.VALIDATION)
 
 
 def begin_process(parent: int, processes: int) -> None:

@@ -9,6 +9,7 @@ import dataclasses
 import math
 
 import tensorflow as tf
+import tensorflow_datasets as tfds
 
 from transvw_tf2 import errors
 from transvw_tf2 import schema
@@ -91,6 +92,25 @@ def check(data: built_data.Data, choices: Iterable[tuple[float, int]]) -> None:
     raise errors.UserError(
       f'fractions of the training labels of {data.data_dir} leave a class'
       f' without an example: {", ".join(wrong)}; wanted larger fractions'
+    )
+
+
+def check_split(data: built_data.Data, split: str) -> None:
+  """Checks that a split has examples of all classes, by which it is measured.
+
+  Raises:
+    UserError: it lacks one.
+  """
+  labels = data.builder.as_dataset(
+    split, decoders=tfds.decode.PartialDecoding({'label': True})
+  )
+  found = {int(one['label']) for one in labels.as_numpy_iterator()}
+  missing = set(range(len(data.classes))) - found
+  if missing:
+    raise errors.UserError(
+      f'split {split} of {data.data_dir} has no example of class'
+      f' {data.classes[min(missing)]!r}, without which nothing can be measured:'
+      ' build it with some'
     )
 
 

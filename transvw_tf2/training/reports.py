@@ -190,7 +190,7 @@ def read_history(workdir: str) -> list[dict[str, float]]:
   A row lacks what was not written in its epoch.
 
   Raises:
-    UserError: it is not such a table.
+    UserError: it is not there, or not such a table.
   """
   path = os.path.join(workdir, HISTORY_FILE)
   try:
@@ -200,6 +200,11 @@ def read_history(workdir: str) -> list[dict[str, float]]:
         | {'epoch': int(row['epoch'])}
         for row in csv.DictReader(file)
       ]
+  except FileNotFoundError as error:
+    raise errors.UserError(
+      f'no {HISTORY_FILE} in {workdir!r}: give the --workdir of'
+      ' transvw_tf2.train'
+    ) from error
   except (KeyError, TypeError, ValueError) as error:
     raise errors.UserError(
       f'{path} is not a table of epochs ({error!r}): move it away, the run'
