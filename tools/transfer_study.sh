@@ -25,7 +25,7 @@ source "$(dirname "$0")/venv.sh"
 : "${TARGET_PATIENTS:=100}"  # of the target tasks: 50 train, 20 validation
 : "${TARGET_FLAGS:=}"
 : "${WORDS:=32}"
-: "${RESTORATION_EPOCHS:=16}"  # of parts of cubes
+: "${RESTORATION_EPOCHS:=96}"  # of parts of cubes; 16 gained nothing
 : "${WORDS_EPOCHS:=8}"      # of whole cubes: parts tell no words
 : "${BOTH_EPOCHS:=2}"       # of whole cubes, after restoration only
 : "${ELASTIC:=0}"           # perturb.elastic_probability
