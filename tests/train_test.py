@@ -4,9 +4,12 @@ import os
 import subprocess
 import sys
 
+from absl.testing import flagsaver
 import pytest
 
 from tests.training import tiny_data
+from transvw_tf2 import errors
+from transvw_tf2.training import gin_files
 from transvw_tf2.training import reports
 
 _ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -81,7 +84,6 @@ def test_compiled_replicas_learn(data_dir, tmp_path):
       'training on CPU:0, CPU:1\n',
     ),
     ('--gin_file=gin/runs/no.gin', 'gin/runs/no.gin does not exist', ''),
-    ('--threads=2', '--threads is for runs with --deterministic', ''),
     (
       '--gin_param=visual_word_net.depth = 1',
       'model: depth is 1, wanted at least 2: change depth',
@@ -101,6 +103,7 @@ def test_bad_input_is_one_clear_line(data_dir, tmp_path, argument, line, said):
   assert not workdir.exists()
 
 
+@pytest.mark.long
 def test_a_closed_pipe_does_not_fail_a_run(data_dir, tmp_path):
   read, write = os.pipe()
   os.close(read)
@@ -110,6 +113,22 @@ def test_a_closed_pipe_does_not_fail_a_run(data_dir, tmp_path):
     )
   assert done.returncode == 0, done.stderr
   assert 'Traceback' not in done.stderr
+
+
+def test_threads_are_for_deterministic_runs(import_main, tmp_path):
+  main = import_main('transvw_tf2.train')
+  with (
+    flagsaver.flagsaver((main._WORKDIR, str(tmp_path / 'run'))),
+    flagsaver.as_parsed(
+      (main._THREADS, '2'), (main._GIN_FILE, 'gin/runs/quickstart.gin')
+    ),
+    pytest.raises(errors.UserError, match='--threads is for runs with --det'),
+  ):
+    try:
+      main.main([])
+    finally:
+      gin_files.forget()
+  assert not os.listdir(tmp_path)
 
 
 def test_missing_workdir_is_one_clear_line():

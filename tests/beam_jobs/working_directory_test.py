@@ -79,6 +79,7 @@ def test_an_index(import_main):
   assert 'features.json' in os.listdir('index')
 
 
+@pytest.mark.long
 def test_descriptors_of_an_index(import_main, thumbnail_encoder):
   tiny_scans.write_luna16('scans')
   # In a process of its own: two mains define the same flags.

@@ -367,17 +367,6 @@ def test_answers_are_sent_at_once(monkeypatch):
   [
     (('--model=nowhere',), 'is not a SavedModel'),
     (('--model=nowhere', '--max_batch=0'), 'max_batch is 0, wanted at least 1'),
-    (
-      ('--model=nowhere', '--grpc_port=70000'),
-      'grpc_port is 70000, wanted at least 0 and at most 65535',
-    ),
-    (
-      ('--model=nowhere', '--max_request_mb=2048'),
-      'max_request_mb is 2048, wanted at most 2047 with gRPC',
-    ),
-    (('--model=nowhere', '--grace_s=inf'), 'grace_s is inf, wanted at least 0'),
-    (('--model=nowhere', '--timeout_s=nan'), 'timeout_s is nan, wanted at'),
-    (('--model=nowhere', '--name=a/b'), "name is 'a/b', wanted letters"),
     (('--model=nowhere', '--api_key='), 'api_key is empty'),
     (('--model=nowhere', 'scan.mhd'), 'unexpected arguments'),
   ],

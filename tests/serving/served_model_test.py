@@ -1,6 +1,7 @@
 """A served model without its server; where it can be, it is a stand-in."""
 
 import dataclasses
+import math
 import types
 
 import numpy as np
@@ -16,6 +17,7 @@ from transvw_tf2.serving.server import infer_v2
 from transvw_tf2.serving.server import request_errors
 from transvw_tf2.serving.server import rest_v1
 from transvw_tf2.serving.server import served_model
+from transvw_tf2.serving.server import settings
 
 
 @pytest.fixture(name='load')
@@ -103,3 +105,22 @@ def test_a_key_from_a_file_with_a_line_break_fits():
   headers = {'authorization': 'Bearer secret'}
   assert api_keys.is_valid(headers, 'secret\n')
   assert not api_keys.is_valid(headers, 'other\n')
+
+
+@pytest.mark.parametrize(
+  ('given', 'line'),
+  [
+    ({'grpc_port': 70000}, 'grpc_port is 70000, .* and at most 65535'),
+    ({'max_request_mb': 2048}, 'is 2048, wanted at most 2047 with gRPC'),
+    ({'grace_s': math.inf}, 'grace_s is inf, wanted at least 0 and at most'),
+    ({'timeout_s': math.nan}, 'timeout_s is nan, wanted at least'),
+    ({'name': 'a/b'}, "name is 'a/b', wanted letters"),
+  ],
+)
+def test_settings_that_no_server_can_have(given, line):
+  with pytest.raises(errors.UserError, match=line):
+    settings.Settings(**given)
+
+
+def test_limits_of_grpc_are_not_of_rest():
+  settings.Settings(max_request_mb=4096, grpc=False, timeout_s=math.inf)

@@ -160,7 +160,7 @@ class Plan:
 
 
 def check_parameters(plan: Plan) -> None:
-  """Checks the gin bindings of all tasks.
+  """Checks the gin bindings of all tasks; none is in force afterwards.
 
   Raises:
     UserError: one is wrong, or of what the study decides itself.
@@ -177,8 +177,11 @@ def check_parameters(plan: Plan) -> None:
           f'--gin_param {text!r}: the study decides train.{wrong[1]} of'
           f' {name} itself, leave it out'
         )
-    gin_files.parse([plan.tasks[name].gin_file], parameters, forget=True)
-    settings.Settings()
+    try:
+      gin_files.parse([plan.tasks[name].gin_file], parameters, forget=True)
+      settings.Settings()
+    finally:
+      gin_files.forget()
 
 
 def fingerprints(plan: Plan) -> dict[str, str]:

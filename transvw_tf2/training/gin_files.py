@@ -72,6 +72,11 @@ def parse(
     ) from error
 
 
+def forget() -> None:
+  """Forgets all that was parsed; what is parsed next begins anew."""
+  gin.clear_config()
+
+
 def find_unused(parameters: Sequence[str]) -> list[str]:
   """Returns the bindings that nothing has asked for yet.
 
